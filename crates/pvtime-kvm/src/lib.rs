@@ -1,0 +1,1 @@
+//! The time of a Linux KVM virtual machine, behind one object.

@@ -1,0 +1,2 @@
+//! The messages between a test guest and whoever runs it.
+#![no_std]

@@ -1,0 +1,1 @@
+//! Runs commands on a lab host for the lab: its protocol.
