@@ -27,14 +27,13 @@ impl Block {
     /// Makes a zeroed block and gives it the memory slot.
     pub fn new(vm: Arc<VmFd>, slot: u32, base: GuestAddress) -> io::Result<Self> {
         let memory = MmapRegion::new(BLOCK_BYTES).map_err(io::Error::other)?;
-        let block = Self {
+        set_slot(&vm, slot, base, &memory, BLOCK_BYTES as u64)?;
+        Ok(Self {
             vm,
             slot,
             base,
             memory,
-        };
-        block.set_slot(BLOCK_BYTES as u64)?;
-        Ok(block)
+        })
     }
 
     /// Guest physical address of the byte at `offset`.
@@ -59,21 +58,6 @@ impl Block {
         u64::from_le(word)
     }
 
-    /// Sets the slot's size; 0 takes it away.
-    fn set_slot(&self, memory_size: u64) -> io::Result<()> {
-        let region = kvm_userspace_memory_region {
-            slot: self.slot,
-            flags: 0,
-            guest_phys_addr: self.base.raw_value(),
-            memory_size,
-            userspace_addr: self.memory.as_ptr() as u64,
-        };
-        // SAFETY: the mapping is owned by `self`, is at least `memory_size` bytes long, and is
-        // unmapped only after `drop` took the slot away. Rust code reaches it through volatile
-        // accesses alone, so the guest may write to it at any time.
-        unsafe { self.vm.set_user_memory_region(region) }.map_err(Into::into)
-    }
-
     /// The block as the device tree names it.
     pub fn reserved(&self, name: &'static str) -> ReservedMemory {
         ReservedMemory {
@@ -86,10 +70,35 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if let Err(error) = self.set_slot(0) {
+        if let Err(error) = set_slot(&self.vm, self.slot, self.base, &self.memory, 0) {
             // Unmapping memory that the guest can still reach would hand it whatever is mapped
             // there next.
             panic!("memory slot {} cannot be removed: {error}", self.slot);
         }
     }
+}
+
+/// Shows the first `memory_size` bytes of a mapping to the guest; 0 takes the slot away.
+fn set_slot(
+    vm: &VmFd,
+    slot: u32,
+    base: GuestAddress,
+    memory: &MmapRegion,
+    memory_size: u64,
+) -> io::Result<()> {
+    assert!(
+        memory_size <= memory.size() as u64,
+        "a slot is no longer than its mapping"
+    );
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: base.raw_value(),
+        memory_size,
+        userspace_addr: memory.as_ptr() as u64,
+    };
+    // SAFETY: the mapping is at least `memory_size` bytes long, and a block unmaps it only after it
+    // took the slot away. Rust code reaches it through volatile accesses alone, so the guest may
+    // write to it at any time.
+    unsafe { vm.set_user_memory_region(region) }.map_err(Into::into)
 }
