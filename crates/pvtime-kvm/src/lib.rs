@@ -18,6 +18,8 @@
 
 pub mod clock;
 pub mod counter;
+pub mod gate;
+mod kick;
 pub mod probe;
 mod reserved_memory;
 pub mod schedstat;
