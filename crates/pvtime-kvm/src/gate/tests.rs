@@ -10,6 +10,9 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// A vCPU whose guest counts, and leaves only when its flag is set.
 #[derive(Default)]
 struct FakeVcpu {
+    /// Makes the thread slow before it arms its flag and before it enters the guest, where kicks
+    /// are lost most easily.
+    hesitation: Duration,
     immediate_exit: u8,
     entries: u64,
 }
@@ -17,20 +20,20 @@ struct FakeVcpu {
 #[derive(Default)]
 struct Guest {
     instructions: AtomicU64,
-    /// Makes the thread slow between looking at the gate and entering, where kicks are lost most
-    /// easily.
+    /// Of the second vCPU; the third has twice as much, the first none.
     hesitation: Duration,
 }
 
 impl ImmediateExit for FakeVcpu {
     fn immediate_exit(&mut self) -> &mut u8 {
+        sleep(self.hesitation);
         &mut self.immediate_exit
     }
 }
 
 impl Guest {
     fn run(&self, vcpu: &mut FakeVcpu) {
-        sleep(self.hesitation);
+        sleep(vcpu.hesitation);
         vcpu.entries += 1;
         let flag = &raw const vcpu.immediate_exit;
         // SAFETY: `vcpu` is borrowed; only this thread's signal handler writes to it meanwhile.
@@ -45,7 +48,10 @@ fn run(gate: &Arc<Gate<FakeVcpu>>, index: usize, guest: &Arc<Guest>) -> JoinHand
     let (gate, guest) = (Arc::clone(gate), Arc::clone(guest));
     thread::spawn(move || {
         let member = Member::join(&gate, index);
-        let mut vcpu = FakeVcpu::default();
+        let mut vcpu = FakeVcpu {
+            hesitation: guest.hesitation * u32::try_from(index).unwrap(),
+            ..FakeVcpu::default()
+        };
         while member.enter(&mut vcpu, |vcpu| guest.run(vcpu)).is_some() {}
         vcpu.entries
     })
@@ -61,7 +67,7 @@ fn wait_until(condition: impl Fn() -> bool) {
 fn no_guest_instruction_runs_while_the_gate_is_closed() {
     let gate = Arc::new(Gate::new(SIGNAL).unwrap());
     let guest = Arc::new(Guest {
-        hesitation: Duration::from_micros(50),
+        hesitation: Duration::from_millis(1),
         ..Guest::default()
     });
     let threads: Vec<_> = (0..3).map(|index| run(&gate, index, &guest)).collect();
