@@ -1,0 +1,8 @@
+//! Disrupts a virtual machine's time on real KVM and measures what its guest saw.
+
+pub mod assets;
+pub mod channel;
+pub mod host;
+pub mod initramfs;
+pub mod interrupt;
+pub mod machine;
