@@ -1,6 +1,7 @@
 //! What the lab needs from elsewhere: kernels, programs, QEMU.
 
 use crate::initramfs::Initramfs;
+use crate::machine::Place;
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -21,6 +22,8 @@ pub struct Assets {
     pub programs: PathBuf,
     /// `qemu-system-aarch64`, a path or a name in `PATH`.
     pub qemu: PathBuf,
+    /// Where hosts live.
+    pub place: Place,
 }
 
 impl Assets {

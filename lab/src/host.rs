@@ -2,26 +2,22 @@
 
 use crate::assets::Assets;
 use crate::channel::Channel;
-use crate::machine::{HostSpec, Machine};
+use crate::machine::{FILES, HostSpec, Machine, Place};
 use anyhow::{Context, Result, bail};
 use lab_agent::PROTOCOL;
-use lab_agent::frame::PAYLOAD_MAX;
-use lab_agent::message::{
-    ChildId, Exit, Found, Hello, Mapping, Process, Request, Spawn, Spawned, Threads,
-};
+use lab_agent::message::{Exit, Hello, Request};
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Longest time from the start of a host to its first answer.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
 
 /// Longest answer to a request that waits for nothing.
-const CALL_LIMIT: Duration = Duration::from_secs(30);
-
-/// A long wait is made of calls of this length, so that a signal does not wait with it.
-const WAIT_SLICE: Duration = Duration::from_secs(1);
+pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// A host with an agent on it. Everything on it ends when it is dropped.
 pub struct Host {
@@ -31,18 +27,38 @@ pub struct Host {
     name: &'static str,
     /// Folder on the host for the files of a run.
     work: String,
+    /// Paths of its files by name.
+    files: BTreeMap<&'static str, String>,
+    /// Folder on this machine for logs.
+    logs: PathBuf,
+    /// Files of the run that become logs at its end.
+    kept: Vec<String>,
 }
 
 impl Host {
-    /// Starts an emulated host and waits for its agent.
+    /// Starts a host where the assets say, and waits for its agent.
     ///
     /// # Errors
-    /// When QEMU or the kernel does not come up; with the last words of either.
-    pub fn emulate(spec: &HostSpec, assets: &Assets, logs: &Path) -> Result<Self> {
+    /// When QEMU, the kernel or the agent does not come up; with the last words of each.
+    pub fn boot(spec: &HostSpec, assets: &Assets, logs: &Path) -> Result<Self> {
+        if assets.place == Place::Local && spec.virtualization {
+            return Self::local(spec, &assets.program("lab-agent")?, logs);
+        }
         let (machine, stream) = Machine::emulate(spec, assets, logs)?;
+        let paths = spec
+            .files
+            .iter()
+            .map(|file| (file.name, format!("/{FILES}/{}", file.name)));
         let console = logs.join(format!("{}-console.log", spec.name));
-        Self::greet(spec, machine, Channel::attach(stream)?, "/run/lab".into())
-            .with_context(|| format!("host {} did not boot{}", spec.name, last_line(&console)))
+        Self::greet(
+            spec,
+            machine,
+            stream,
+            "/run/lab".into(),
+            paths.collect(),
+            logs,
+        )
+        .with_context(|| format!("host {} did not boot{}", spec.name, last_line(&console)))
     }
 
     /// Starts the agent on this machine.
@@ -51,21 +67,25 @@ impl Host {
     /// When it does not start.
     pub fn local(spec: &HostSpec, agent: &Path, logs: &Path) -> Result<Self> {
         let (machine, stream) = Machine::local(spec, agent, logs)?;
-        let work = std::path::absolute(logs)?.join(format!("{}-files", spec.name));
-        let work = work
-            .to_str()
-            .context("the path of the logs is no UTF-8")?
-            .to_owned();
-        Self::greet(spec, machine, Channel::attach(stream)?, work)
+        let work = utf8(&logs.join(format!("{}-files", spec.name)))?;
+        let paths = spec
+            .files
+            .iter()
+            .map(|file| Ok((file.name, utf8(&file.from)?)));
+        let paths = paths.collect::<Result<_>>()?;
+        Self::greet(spec, machine, stream, work, paths, logs)
             .with_context(|| format!("the agent of host {} did not start", spec.name))
     }
 
     fn greet(
         spec: &HostSpec,
         machine: Machine,
-        mut channel: Channel,
+        stream: UnixStream,
         work: String,
+        files: BTreeMap<&'static str, String>,
+        logs: &Path,
     ) -> Result<Self> {
+        let mut channel = Channel::attach(stream)?;
         let greeting = channel.call::<Hello>(&Request::Hello, &[], BOOT_LIMIT);
         let (facts, _) = greeting.with_context(|| format!("no agent{}", machine.last_words()))?;
         if facts.protocol != PROTOCOL {
@@ -74,12 +94,16 @@ impl Host {
                 facts.protocol
             );
         }
+        let (name, logs, kept) = (spec.name, logs.to_owned(), Vec::new());
         let mut host = Self {
             channel,
             machine,
             facts,
-            name: spec.name,
+            name,
             work,
+            files,
+            logs,
+            kept,
         };
         host.make_dirs(&host.work.clone())?;
         Ok(host)
@@ -109,234 +133,49 @@ impl Host {
         format!("{}/{name}", self.work)
     }
 
-    /// Makes a folder and its parents.
+    /// Path on the host of a file of its spec.
     ///
     /// # Errors
-    /// As every request: the host's own line, or that the host answers no more.
-    pub fn make_dirs(&mut self, path: &str) -> Result<()> {
-        self.call(&Request::MakeDirs { path: path.into() }, &[], CALL_LIMIT)
+    /// When the spec has no such file.
+    pub fn path_of(&self, name: &str) -> Result<String> {
+        let path = self.files.get(name);
+        path.cloned()
+            .with_context(|| format!("host {} was made without {name}", self.name))
     }
 
-    /// Writes a file of any length.
-    ///
-    /// # Errors
-    /// As [`Self::make_dirs`].
-    pub fn put_file(&mut self, path: &str, mode: u32, contents: &[u8]) -> Result<()> {
-        let put = |append| Request::PutFile {
-            path: path.into(),
-            mode,
-            append,
-        };
-        let (first, rest) = contents.split_at(contents.len().min(PAYLOAD_MAX as usize));
-        self.call::<()>(&put(false), first, CALL_LIMIT)?;
-        for piece in rest.chunks(PAYLOAD_MAX as usize) {
-            self.call::<()>(&put(true), piece, CALL_LIMIT)?;
+    /// Copies a file of this run to the logs when the host ends, however it ends.
+    pub fn keep_log(&mut self, name: &str) {
+        self.kept.push(name.to_owned());
+    }
+
+    fn save_logs(&mut self) -> Result<()> {
+        for name in std::mem::take(&mut self.kept) {
+            let contents = self.read_from(&self.file(&name), 0)?;
+            let to = self.logs.join(&name);
+            fs::write(&to, contents).with_context(|| format!("cannot write {}", to.display()))?;
         }
         Ok(())
     }
 
-    /// Reads a file from an offset to its end.
+    /// The first line that a program prints about its version.
     ///
     /// # Errors
-    /// As [`Self::make_dirs`].
-    pub fn read_from(&mut self, path: &str, offset: u64) -> Result<Vec<u8>> {
-        let mut contents = Vec::new();
-        loop {
-            let at = offset + contents.len() as u64;
-            let request = Request::ReadFile {
-                path: path.into(),
-                offset: at,
-                limit: PAYLOAD_MAX,
-            };
-            let ((), piece) = self.call_with_payload(&request, &[], CALL_LIMIT)?;
-            if piece.is_empty() {
-                return Ok(contents);
-            }
-            contents.extend(piece);
+    /// When it fails, and as [`Self::make_dirs`].
+    pub fn version_of(&mut self, program: &str) -> Result<String> {
+        let finished = self.run(&[program, "--version"], CALL_LIMIT)?;
+        if finished.exit != Exit::Status(0) {
+            bail!(
+                "{program} --version: {:?}, {}",
+                finished.exit,
+                finished.stderr.trim()
+            );
         }
-    }
-
-    /// Removes a file or a device node.
-    ///
-    /// # Errors
-    /// As [`Self::make_dirs`].
-    pub fn remove_file(&mut self, path: &str) -> Result<()> {
-        self.call(&Request::RemoveFile { path: path.into() }, &[], CALL_LIMIT)
-    }
-
-    /// Starts a child.
-    ///
-    /// # Errors
-    /// As [`Self::make_dirs`].
-    pub fn spawn(&mut self, spawn: Spawn) -> Result<Spawned> {
-        self.call(&Request::Spawn(spawn), &[], CALL_LIMIT)
-    }
-
-    /// Writes to a child's standard input.
-    ///
-    /// # Errors
-    /// As [`Self::make_dirs`].
-    pub fn write_stdin(&mut self, child: ChildId, bytes: &[u8]) -> Result<()> {
-        self.call(&Request::WriteStdin { child }, bytes, CALL_LIMIT)
-    }
-
-    /// Closes a child's standard input.
-    ///
-    /// # Errors
-    /// As [`Self::make_dirs`].
-    pub fn close_stdin(&mut self, child: ChildId) -> Result<()> {
-        self.call(&Request::CloseStdin { child }, &[], CALL_LIMIT)
-    }
-
-    /// Waits for a child's end.
-    ///
-    /// # Errors
-    /// When it does not end within the limit, and as [`Self::make_dirs`].
-    pub fn wait(&mut self, child: ChildId, limit: Duration) -> Result<Exit> {
-        self.wait_in_slices(limit, |timeout_ms| Request::Wait { child, timeout_ms })?
-            .with_context(|| format!("a command did not end within {} s", limit.as_secs()))
-    }
-
-    /// Waits until a file holds a text.
-    ///
-    /// # Errors
-    /// When it does not within the limit, and as [`Self::make_dirs`].
-    pub fn wait_for_text(&mut self, path: &str, text: &str, limit: Duration) -> Result<Found> {
-        self.wait_in_slices(limit, |timeout_ms| Request::WaitForText {
-            path: path.into(),
-            text: text.into(),
-            timeout_ms,
-        })?
-        .with_context(|| format!("{path} did not say {text:?} within {} s", limit.as_secs()))
-    }
-
-    fn wait_in_slices<T: DeserializeOwned>(
-        &mut self,
-        limit: Duration,
-        request: impl Fn(u64) -> Request,
-    ) -> Result<Option<T>> {
-        let start = Instant::now();
-        loop {
-            let slice = limit.saturating_sub(start.elapsed()).min(WAIT_SLICE);
-            let timeout_ms = u64::try_from(slice.as_millis()).expect("a slice is short");
-            let answer: Option<T> = self.call(&request(timeout_ms), &[], CALL_LIMIT + slice)?;
-            if answer.is_some() || start.elapsed() >= limit {
-                return Ok(answer);
-            }
-        }
-    }
-
-    /// Sends a signal to a child's process group.
-    ///
-    /// # Errors
-    /// When the child has ended, and as [`Self::make_dirs`].
-    pub fn signal(&mut self, child: ChildId, signal: i32) -> Result<()> {
-        self.call(&Request::Signal { child, signal }, &[], CALL_LIMIT)
-    }
-
-    /// Kills every child.
-    ///
-    /// # Errors
-    /// As [`Self::make_dirs`].
-    pub fn kill_all(&mut self) -> Result<()> {
-        self.call(&Request::KillAll, &[], CALL_LIMIT)
-    }
-
-    /// What the scheduler counted for each thread of a process.
-    ///
-    /// # Errors
-    /// When the process has ended, and as [`Self::make_dirs`].
-    pub fn threads(&mut self, pid: u32) -> Result<Threads> {
-        self.call(&Request::Threads { pid }, &[], CALL_LIMIT)
-    }
-
-    /// Every process that has a program.
-    ///
-    /// # Errors
-    /// As [`Self::make_dirs`].
-    pub fn processes(&mut self) -> Result<Vec<Process>> {
-        self.call(&Request::Processes, &[], CALL_LIMIT)
-    }
-
-    /// Memory of a process by mapping.
-    ///
-    /// # Errors
-    /// When the process has ended, and as [`Self::make_dirs`].
-    pub fn mappings(&mut self, pid: u32) -> Result<Vec<Mapping>> {
-        self.call(&Request::Mappings { pid }, &[], CALL_LIMIT)
-    }
-
-    /// Lets the agent run on these CPUs only, away from what is measured.
-    ///
-    /// # Errors
-    /// As [`Self::make_dirs`].
-    pub fn pin_agent(&mut self, cpus: &[usize]) -> Result<()> {
-        self.call(
-            &Request::PinAgent {
-                cpus: cpus.to_vec(),
-            },
-            &[],
-            CALL_LIMIT,
-        )
-    }
-
-    /// Runs a command to its end: how it ended, what it printed, and what it said on standard error.
-    ///
-    /// # Errors
-    /// When it does not end within the limit, and as [`Self::make_dirs`].
-    pub fn run(&mut self, argv: &[&str], limit: Duration) -> Result<Finished> {
-        self.run_with(argv, limit, |_| {})
-    }
-
-    /// As [`Self::run`], with changes to how the command is started.
-    ///
-    /// # Errors
-    /// As [`Self::run`].
-    pub fn run_with(
-        &mut self,
-        argv: &[&str],
-        limit: Duration,
-        change: impl FnOnce(&mut Spawn),
-    ) -> Result<Finished> {
-        let (stdout, stderr) = (self.file("command.out"), self.file("command.err"));
-        let mut spawn = Spawn {
-            argv: argv.iter().map(|&argument| argument.into()).collect(),
-            stdout: Some(stdout.clone()),
-            stderr: Some(stderr.clone()),
-            ..Spawn::default()
-        };
-        change(&mut spawn);
-        let child = self.spawn(spawn)?.child;
-        let exit = match self.wait(child, limit) {
-            Ok(exit) => exit,
-            Err(error) => {
-                self.signal(child, rustix::process::Signal::KILL.as_raw())?;
-                return Err(error.context(format!("{argv:?}")));
-            }
-        };
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Ok(Finished {
-            exit,
-            stdout: text(self.read_from(&stdout, 0)?),
-            stderr: text(self.read_from(&stderr, 0)?),
-        })
-    }
-
-    /// Copies a file of this run to the logs of this machine.
-    ///
-    /// # Errors
-    /// When either file cannot be used, and as [`Self::make_dirs`].
-    pub fn save_log(&mut self, name: &str, logs: &Path) -> Result<PathBuf> {
-        let contents = self.read_from(&self.file(name), 0)?;
-        let to = logs.join(name);
-        fs::write(&to, contents).with_context(|| format!("cannot write {}", to.display()))?;
-        Ok(to)
-    }
-
-    /// Whether the host still answers.
-    #[must_use]
-    pub fn is_usable(&self) -> bool {
-        self.channel.is_usable()
+        Ok(finished
+            .stdout
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned())
     }
 
     /// Powers the host off and waits for its end.
@@ -344,11 +183,12 @@ impl Host {
     /// # Errors
     /// When it does not end.
     pub fn power_off(mut self) -> Result<()> {
+        self.save_logs()?;
         self.call::<()>(&Request::PowerOff, &[], CALL_LIMIT)?;
         self.machine.await_end(CALL_LIMIT)
     }
 
-    fn call<T: DeserializeOwned>(
+    pub(crate) fn call<T: DeserializeOwned>(
         &mut self,
         request: &Request,
         payload: &[u8],
@@ -357,7 +197,7 @@ impl Host {
         Ok(self.call_with_payload(request, payload, limit)?.0)
     }
 
-    fn call_with_payload<T: DeserializeOwned>(
+    pub(crate) fn call_with_payload<T: DeserializeOwned>(
         &mut self,
         request: &Request,
         payload: &[u8],
@@ -368,15 +208,18 @@ impl Host {
     }
 }
 
-/// A command that ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finished {
-    /// How it ended.
-    pub exit: Exit,
-    /// Its standard output.
-    pub stdout: String,
-    /// Its standard error.
-    pub stderr: String,
+impl Drop for Host {
+    fn drop(&mut self) {
+        if !self.channel.is_usable() {
+            return;
+        }
+        if let Err(error) = self.save_logs() {
+            eprintln!(
+                "lab: logs of host {} are not complete: {error:#}",
+                self.name
+            );
+        }
+    }
 }
 
 fn last_line(log: &Path) -> String {
@@ -389,4 +232,12 @@ fn last_line(log: &Path) -> String {
         ),
         None => String::new(),
     }
+}
+
+fn utf8(path: &Path) -> Result<String> {
+    let path = std::path::absolute(path)?;
+    let text = path
+        .to_str()
+        .with_context(|| format!("{} is no UTF-8", path.display()))?;
+    Ok(text.to_owned())
 }

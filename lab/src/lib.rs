@@ -6,3 +6,8 @@ pub mod host;
 pub mod initramfs;
 pub mod interrupt;
 pub mod machine;
+pub mod progress;
+pub mod report;
+pub mod requests;
+pub mod scenario;
+pub mod scenarios;

@@ -14,6 +14,36 @@ use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+/// Folder of a host's files in its initramfs.
+pub const FILES: &str = "lab";
+
+/// Where hosts live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In QEMU.
+    Emulated,
+    /// On this machine itself: it is arm64 and has KVM.
+    Local,
+}
+
+impl Place {
+    /// This machine if it can be a host, else QEMU.
+    #[must_use]
+    pub fn detect() -> Self {
+        let can = cfg!(target_arch = "aarch64") && Path::new("/dev/kvm").exists();
+        if can { Self::Local } else { Self::Emulated }
+    }
+}
+
+/// A file that a host is to have.
+#[derive(Debug, Clone)]
+pub struct HostFile {
+    /// Name to find it by.
+    pub name: &'static str,
+    /// Where it is on this machine.
+    pub from: PathBuf,
+}
+
 /// What a host is to be.
 #[derive(Debug, Clone)]
 pub struct HostSpec {
@@ -27,8 +57,8 @@ pub struct HostSpec {
     pub memory_mib: u32,
     /// Has EL2, and so KVM. Without it the host is always emulated.
     pub virtualization: bool,
-    /// Further files, by their path on the host without the leading slash.
-    pub files: Vec<(String, PathBuf)>,
+    /// Files beside the agent.
+    pub files: Vec<HostFile>,
 }
 
 impl HostSpec {
@@ -200,8 +230,8 @@ fn qemu_arguments(spec: &HostSpec) -> Vec<String> {
 fn host_initramfs(spec: &HostSpec, assets: &Assets) -> Result<Vec<u8>> {
     let mut archive = Initramfs::default();
     archive.add_file("init", 0o755, &assets.program("lab-agent")?)?;
-    for (path, from) in &spec.files {
-        archive.add_file(path, 0o755, from)?;
+    for file in &spec.files {
+        archive.add_file(&format!("{FILES}/{}", file.name), 0o755, &file.from)?;
     }
     archive.finish()
 }

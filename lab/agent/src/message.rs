@@ -114,6 +114,10 @@ pub struct Hello {
     pub cpus: usize,
     /// `/dev/kvm` exists.
     pub kvm: bool,
+    /// Path of the agent's own program.
+    pub agent_program: String,
+    /// Process id of the agent.
+    pub agent_pid: u32,
 }
 
 /// A program to start.

@@ -96,5 +96,7 @@ fn hello() -> Result<Hello> {
         counter_frequency_hz: register::counter_frequency_hz(),
         cpus: std::thread::available_parallelism()?.get(),
         kvm: Path::new("/dev/kvm").exists(),
+        agent_program: std::env::current_exe()?.to_string_lossy().into_owned(),
+        agent_pid: std::process::id(),
     })
 }
