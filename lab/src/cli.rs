@@ -76,7 +76,12 @@ pub struct Machines {
     #[arg(long, env = "PVTIME_LAB_HOST", value_enum, default_value_t = Hosts::Auto)]
     host: Hosts,
     /// Folder for logs and reports.
-    #[arg(long, value_name = "FOLDER", default_value = "target/lab")]
+    #[arg(
+        long,
+        env = "PVTIME_LAB_LOGS",
+        value_name = "FOLDER",
+        default_value = "target/lab"
+    )]
     pub logs: PathBuf,
 }
 
