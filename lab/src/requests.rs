@@ -186,6 +186,21 @@ impl Host {
         )
     }
 
+    /// Lets a thread run on these CPUs only.
+    ///
+    /// # Errors
+    /// When there is no such thread or CPU, and as [`Self::make_dirs`].
+    pub fn pin_thread(&mut self, tid: u32, cpus: &[usize]) -> Result<()> {
+        self.call(
+            &Request::PinThread {
+                tid,
+                cpus: cpus.to_vec(),
+            },
+            &[],
+            CALL_LIMIT,
+        )
+    }
+
     /// Runs a command to its end: how it ended, what it printed, and what it said on standard error.
     ///
     /// # Errors

@@ -156,15 +156,15 @@ impl Drop for Children {
 fn on_cpus<T>(cpus: &[usize], action: impl FnOnce() -> Result<T>) -> Result<T> {
     let before = sched_getaffinity(None)?;
     if !cpus.is_empty() {
-        pin(cpus)?;
+        pin(None, cpus)?;
     }
     let done = action();
     sched_setaffinity(None, &before)?;
     done
 }
 
-/// Lets the calling thread run on these CPUs only.
-pub fn pin(cpus: &[usize]) -> Result<()> {
+/// Lets a thread run on these CPUs only; `None` is the calling one.
+pub fn pin(tid: Option<u32>, cpus: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
     for &cpu in cpus {
         if cpu >= CpuSet::MAX_CPU {
@@ -172,7 +172,9 @@ pub fn pin(cpus: &[usize]) -> Result<()> {
         }
         set.set(cpu);
     }
-    sched_setaffinity(None, &set).with_context(|| format!("cannot run on CPUs {cpus:?}"))
+    let thread = tid.map(|tid| Pid::from_raw(tid.cast_signed()).context("no thread id"));
+    sched_setaffinity(thread.transpose()?, &set)
+        .with_context(|| format!("cannot run on CPUs {cpus:?}"))
 }
 
 fn output(path: Option<&str>) -> Result<Stdio> {

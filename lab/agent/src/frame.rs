@@ -30,7 +30,7 @@ pub enum FrameError {
         payload: usize,
     },
     /// The header is not the JSON that was expected.
-    #[error("cannot understand the header {text:?}: {source}; build lab and agent together")]
+    #[error("cannot understand the header {text:?}; build lab and agent together")]
     Header {
         /// The start of the header.
         text: String,
@@ -38,7 +38,7 @@ pub enum FrameError {
         source: serde_json::Error,
     },
     /// The channel failed, or ended within a frame.
-    #[error("the channel failed: {0}")]
+    #[error("the channel failed")]
     Channel(#[from] io::Error),
 }
 

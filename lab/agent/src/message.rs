@@ -90,6 +90,13 @@ pub enum Request {
         /// CPU numbers.
         cpus: Vec<usize>,
     },
+    /// Let a thread of any process run on these CPUs only: `()`.
+    PinThread {
+        /// Thread id.
+        tid: u32,
+        /// CPU numbers.
+        cpus: Vec<usize>,
+    },
     /// Kill all and end: an emulated host powers off. `()`.
     PowerOff,
 }

@@ -73,7 +73,8 @@ impl Service {
             Request::Threads { pid } => json(processes::threads(pid)?),
             Request::Processes => json(processes::processes()?),
             Request::Mappings { pid } => json(processes::mappings(pid)?),
-            Request::PinAgent { cpus } => json(pin(&cpus)?),
+            Request::PinAgent { cpus } => json(pin(None, &cpus)?),
+            Request::PinThread { tid, cpus } => json(pin(Some(tid), &cpus)?),
         };
         Ok((value?, Vec::new()))
     }
