@@ -1,0 +1,92 @@
+//! The server's thread.
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::fs::Mode;
+use rustix::process::umask;
+
+use super::http::{Request, Response};
+use super::{Resources, answer};
+
+/// How long a client may take to ask, or to take the answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A control socket. Dropping it ends its thread and removes the socket.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Makes the socket, for this user alone, and answers there.
+    ///
+    /// To be called before other threads make files: the mask for their modes is the process's.
+    ///
+    /// # Errors
+    ///
+    /// Where the path is taken or cannot be made.
+    pub fn start(path: &Path, resources: impl Resources) -> Result<Self> {
+        let mask = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+        let listener = UnixListener::bind(path);
+        umask(mask);
+        let listener = listener.with_context(|| {
+            format!(
+                "cannot make the control socket {}; give --api-socket a path that does not exist, \
+                 in a folder that does",
+                path.display()
+            )
+        })?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = Builder::new()
+            .name("api".into())
+            .spawn(move || serve(&listener, &resources, &stopped))
+            .context("cannot start the control socket's thread")?;
+        Ok(Self {
+            path: path.into(),
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        // Wakes the thread; where nobody can connect it is not waiting either.
+        let _ = UnixStream::connect(&self.path);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn serve(listener: &UnixListener, resources: &impl Resources, stop: &AtomicBool) {
+    for stream in listener.incoming() {
+        if stop.load(Ordering::Acquire) {
+            return;
+        }
+        // A client that breaks off is its own loss.
+        let _ = stream.and_then(|stream| converse(stream, resources));
+    }
+}
+
+fn converse(mut stream: UnixStream, resources: &impl Resources) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let response = match Request::read(&mut stream) {
+        Ok(request) => answer(resources, &request),
+        Err(error) => Response::fault(400, &error.to_string()),
+    };
+    response.write(&mut stream)
+}

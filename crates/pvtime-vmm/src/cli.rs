@@ -1,0 +1,156 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::builder::styling::Styles;
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use pvtime_kvm::StolenTimeChoice;
+
+use crate::console::Destination;
+use crate::layout::{END, MAX_VCPUS, RAM};
+
+/// Runs virtual machines whose clocks are right.
+#[derive(Debug, Parser)]
+#[command(name = "pvtime", version, styles = Styles::plain(), arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a VM until its guest turns it off
+    Run(RunArgs),
+    /// Say what this machine can do with time, as a host and as a guest
+    Probe(ProbeArgs),
+    /// Ask a running VM
+    Ctl(CtlArgs),
+}
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  pvtime run --kernel Image --initramfs initramfs.cpio --cmdline 'console=ttyS0'
+  pvtime run --kernel Image --cpus 4 --memory 1024 --stolen-time on \\
+      --cmdline 'console=ttyS0 root=…' --console guest.log --api-socket vm.sock
+
+The guest is arm64 Linux. Its console is ttyS0; ttyS1 is a second port for programs in it.
+At a terminal, Ctrl-A x stops the VM and Ctrl-A Ctrl-A types a Ctrl-A.
+Exit status: 0 when the guest turned itself off or asked for a reset, 1 on an error, 128 and the
+signal's number when SIGINT or SIGTERM stopped it.";
+
+/// A VM.
+#[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES)]
+pub struct RunArgs {
+    /// The guest's kernel: an uncompressed arm64 Image
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+
+    /// Its initial file system, compressed or not
+    #[arg(long, value_name = "FILE")]
+    pub initramfs: Option<PathBuf>,
+
+    /// Its command line
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "console=ttyS0",
+        allow_hyphen_values = true
+    )]
+    pub cmdline: String,
+
+    /// Its memory in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 256,
+          value_parser = value_parser!(u64).range(1..=(END - RAM) >> 20))]
+    pub memory: u64,
+
+    /// Its vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = value_parser!(u64).range(1..=MAX_VCPUS))]
+    pub cpus: u64,
+
+    /// Whether it is told the time that the host's scheduler withheld: auto is on where the host
+    /// can
+    #[arg(long, value_enum, default_value_t)]
+    pub stolen_time: StolenTimeArg,
+
+    /// Where its console goes: stdio, off or a file
+    #[arg(long, value_name = "DEST", default_value = "stdio")]
+    pub console: Destination,
+
+    /// Where its second serial port goes: stdio, off or a file
+    #[arg(long, value_name = "DEST", default_value = "off")]
+    pub serial: Destination,
+
+    /// A Unix socket to make, for `pvtime ctl`
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: Option<PathBuf>,
+}
+
+/// `--stolen-time`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum StolenTimeArg {
+    /// On where the host can
+    #[default]
+    Auto,
+    /// On, or an error
+    On,
+    /// Off
+    Off,
+}
+
+impl From<StolenTimeArg> for StolenTimeChoice {
+    fn from(arg: StolenTimeArg) -> Self {
+        match arg {
+            StolenTimeArg::Auto => Self::Auto,
+            StolenTimeArg::On => Self::On,
+            StolenTimeArg::Off => Self::Off,
+        }
+    }
+}
+
+const PROBE_EXAMPLES: &str = "\
+Examples:
+  pvtime probe
+  pvtime probe --json | jq '.host.capabilities[] | select(.support == \"no\")'
+
+Run it on a host to see what its KVM offers, and in a guest to see what reached it.";
+
+/// What to print of a probe.
+#[derive(Debug, Args)]
+#[command(after_help = PROBE_EXAMPLES)]
+pub struct ProbeArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+const CTL_EXAMPLES: &str = "\
+Examples:
+  pvtime ctl vm.sock status
+  pvtime ctl vm.sock status --json | jq '.vcpus[].run_delay_ns'";
+
+/// A question to a VM.
+#[derive(Debug, Args)]
+#[command(after_help = CTL_EXAMPLES)]
+pub struct CtlArgs {
+    /// What the VM's --api-socket was given
+    #[arg(value_name = "SOCKET")]
+    pub socket: PathBuf,
+    /// The question.
+    #[command(subcommand)]
+    pub command: CtlCommand,
+}
+
+/// What a VM can be asked.
+#[derive(Debug, Subcommand)]
+pub enum CtlCommand {
+    /// Its state, its clocks, and where each vCPU's time went
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}

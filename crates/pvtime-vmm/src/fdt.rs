@@ -1,0 +1,172 @@
+//! The device tree: what the guest is told that it has.
+
+use pvtime_kvm::ReservedMemory;
+use vm_fdt::{Error, FdtWriter, FdtWriterNode};
+
+use crate::boot::Boot;
+use crate::layout::{
+    CONSOLE, Device, GIC_DISTRIBUTOR, GIC_REDISTRIBUTOR_BYTES, GIC_REDISTRIBUTORS, RAM, RTC, SERIAL,
+};
+
+/// What the tree depends on.
+#[derive(Debug)]
+pub struct Contents<'a> {
+    /// Kernel command line and initramfs.
+    pub boot: &'a Boot,
+    /// MiB of RAM.
+    pub memory_mib: u64,
+    /// The affinity fields of each vCPU's `MPIDR_EL1`.
+    pub affinities: &'a [u64],
+    /// Memory of the time interfaces.
+    pub reserved: &'a [ReservedMemory],
+    /// Randomness for the guest's first keys.
+    pub seed: [u8; 64],
+}
+
+const PHANDLE_GIC: u32 = 1;
+const PHANDLE_CLOCK: u32 = 2;
+/// What the 16550 divides and the PL031 does not use, in Hz.
+const DEVICE_CLOCK_HZ: u32 = 1_843_200;
+
+const INTERRUPT_SPI: u32 = 0;
+const INTERRUPT_PPI: u32 = 1;
+const EDGE_RISING: u32 = 1;
+const LEVEL_HIGH: u32 = 4;
+
+/// Writes the tree.
+///
+/// # Errors
+///
+/// What vm-fdt refuses: a zero byte in the command line, which [`Boot`] has refused before.
+pub fn write(contents: &Contents<'_>) -> Result<Vec<u8>, Error> {
+    let mut fdt = FdtWriter::new()?;
+    let root = fdt.begin_node("")?;
+    fdt.property_string("compatible", "linux,dummy-virt")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_u32("interrupt-parent", PHANDLE_GIC)?;
+    chosen(&mut fdt, contents)?;
+    cpus(&mut fdt, contents.affinities)?;
+    memory(&mut fdt, contents)?;
+    interrupt_controller(&mut fdt, contents.affinities.len())?;
+    timer(&mut fdt)?;
+    let psci = fdt.begin_node("psci")?;
+    fdt.property_string_list(
+        "compatible",
+        vec!["arm,psci-1.0".into(), "arm,psci-0.2".into()],
+    )?;
+    fdt.property_string("method", "hvc")?;
+    fdt.end_node(psci)?;
+    devices(&mut fdt)?;
+    fdt.end_node(root)?;
+    fdt.finish()
+}
+
+fn begin(fdt: &mut FdtWriter, name: &str, base: u64, bytes: u64) -> Result<FdtWriterNode, Error> {
+    let node = fdt.begin_node(&format!("{name}@{base:x}"))?;
+    fdt.property_array_u64("reg", &[base, bytes])?;
+    Ok(node)
+}
+
+fn chosen(fdt: &mut FdtWriter, contents: &Contents<'_>) -> Result<(), Error> {
+    let node = fdt.begin_node("chosen")?;
+    fdt.property_string("bootargs", &contents.boot.cmdline)?;
+    fdt.property_string("stdout-path", &format!("/serial@{:x}", CONSOLE.base))?;
+    fdt.property("rng-seed", &contents.seed)?;
+    if let Some((start, end)) = contents.boot.initramfs() {
+        fdt.property_u64("linux,initrd-start", start)?;
+        fdt.property_u64("linux,initrd-end", end)?;
+    }
+    fdt.end_node(node)
+}
+
+fn cpus(fdt: &mut FdtWriter, affinities: &[u64]) -> Result<(), Error> {
+    let cpus = fdt.begin_node("cpus")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 0)?;
+    for affinity in affinities {
+        let node = fdt.begin_node(&format!("cpu@{affinity:x}"))?;
+        fdt.property_string("device_type", "cpu")?;
+        fdt.property_string("compatible", "arm,armv8")?;
+        fdt.property_string("enable-method", "psci")?;
+        fdt.property_u64("reg", *affinity)?;
+        fdt.end_node(node)?;
+    }
+    fdt.end_node(cpus)
+}
+
+fn memory(fdt: &mut FdtWriter, contents: &Contents<'_>) -> Result<(), Error> {
+    let node = begin(fdt, "memory", RAM, contents.memory_mib << 20)?;
+    fdt.property_string("device_type", "memory")?;
+    fdt.end_node(node)?;
+    if contents.reserved.is_empty() {
+        return Ok(());
+    }
+    let reserved = fdt.begin_node("reserved-memory")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_null("ranges")?;
+    for ReservedMemory { name, base, size } in contents.reserved {
+        let node = begin(fdt, name, *base, *size)?;
+        fdt.property_null("no-map")?;
+        fdt.end_node(node)?;
+    }
+    fdt.end_node(reserved)
+}
+
+fn interrupt_controller(fdt: &mut FdtWriter, vcpus: usize) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!("intc@{:x}", GIC_DISTRIBUTOR.start))?;
+    fdt.property_string("compatible", "arm,gic-v3")?;
+    fdt.property_null("interrupt-controller")?;
+    fdt.property_u32("#interrupt-cells", 3)?;
+    fdt.property_array_u64(
+        "reg",
+        &[
+            GIC_DISTRIBUTOR.start,
+            GIC_DISTRIBUTOR.end - GIC_DISTRIBUTOR.start,
+            GIC_REDISTRIBUTORS,
+            GIC_REDISTRIBUTOR_BYTES * vcpus as u64,
+        ],
+    )?;
+    fdt.property_phandle(PHANDLE_GIC)?;
+    fdt.end_node(node)
+}
+
+/// The generic timer with the interrupts that KVM gives it: secure and non-secure physical,
+/// virtual, and hypervisor, as the binding orders them.
+fn timer(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node("timer")?;
+    fdt.property_string("compatible", "arm,armv8-timer")?;
+    let interrupts = [13, 14, 11, 10].map(|ppi| [INTERRUPT_PPI, ppi, LEVEL_HIGH]);
+    fdt.property_array_u32("interrupts", interrupts.as_flattened())?;
+    // A vCPU's timers do not stop when it idles.
+    fdt.property_null("always-on")?;
+    fdt.end_node(node)
+}
+
+fn devices(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let clock = fdt.begin_node("clock")?;
+    fdt.property_string("compatible", "fixed-clock")?;
+    fdt.property_u32("#clock-cells", 0)?;
+    fdt.property_u32("clock-frequency", DEVICE_CLOCK_HZ)?;
+    fdt.property_phandle(PHANDLE_CLOCK)?;
+    fdt.end_node(clock)?;
+
+    for port in [CONSOLE, SERIAL] {
+        let node = begin(fdt, "serial", port.base, Device::BYTES)?;
+        fdt.property_string("compatible", "ns16550a")?;
+        fdt.property_u32("clock-frequency", DEVICE_CLOCK_HZ)?;
+        fdt.property_array_u32("interrupts", &[INTERRUPT_SPI, port.spi, EDGE_RISING])?;
+        fdt.end_node(node)?;
+    }
+
+    let node = begin(fdt, "rtc", RTC.base, Device::BYTES)?;
+    fdt.property_string_list(
+        "compatible",
+        vec!["arm,pl031".into(), "arm,primecell".into()],
+    )?;
+    fdt.property_array_u32("interrupts", &[INTERRUPT_SPI, RTC.spi, LEVEL_HIGH])?;
+    fdt.property_u32("clocks", PHANDLE_CLOCK)?;
+    fdt.property_string("clock-names", "apb_pclk")?;
+    fdt.end_node(node)
+}

@@ -1,0 +1,55 @@
+//! A small KVM virtual machine monitor whose clocks are right: the `pvtime` command.
+//!
+//! It runs arm64 Linux on arm64 hosts. On others its parts that need no KVM can be built and
+//! tested, and `pvtime run` says that it cannot.
+//!
+//! The VMM holds no clock logic of its own: a VM's time is [`pvtime_kvm::VmTime`]'s.
+
+pub mod api;
+pub mod boot;
+pub mod bus;
+pub mod cli;
+pub mod console;
+pub mod ctl;
+pub mod devices;
+pub mod event;
+pub mod fdt;
+pub mod kernel;
+pub mod kvm;
+pub mod layout;
+pub mod probe;
+mod table;
+
+#[cfg(target_arch = "aarch64")]
+mod input;
+#[cfg(target_arch = "aarch64")]
+mod machine;
+#[cfg(target_arch = "aarch64")]
+pub mod run;
+#[cfg(target_arch = "aarch64")]
+mod status;
+#[cfg(target_arch = "aarch64")]
+mod vcpu;
+
+#[cfg(not(target_arch = "aarch64"))]
+pub mod run {
+    //! `pvtime run` where there is no arm64 KVM.
+
+    use std::process::ExitCode;
+
+    use anyhow::{Result, bail};
+
+    use crate::boot::Boot;
+    use crate::cli::RunArgs;
+
+    /// # Errors
+    ///
+    /// Always.
+    pub fn run(_: &RunArgs, _: Boot) -> Result<ExitCode> {
+        bail!(
+            "this is a build for {}, and pvtime run needs an arm64 host; on other machines \
+             `cargo xtask lab` makes one",
+            std::env::consts::ARCH
+        )
+    }
+}

@@ -1,0 +1,273 @@
+//! An arm64 virtual machine that is ready to run: its memory, vCPUs, interrupt controller and
+//! devices.
+#![expect(
+    unsafe_code,
+    reason = "KVM is given the addresses of the guest's memory"
+)]
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result, bail};
+use kvm_bindings::{
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_DEV_ARM_VGIC_CTRL_INIT,
+    KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS,
+    KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_userspace_memory_region, kvm_vcpu_init,
+};
+use kvm_ioctls::{DeviceFd, Kvm, VcpuFd, VmFd};
+use pvtime_kvm::{HostTime, StolenTimeChoice, VcpuTime, VmTime, VmTimeConfig};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_superio::Rtc;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::boot::Boot;
+use crate::bus::Bus;
+use crate::devices::{InputDrained, Interrupt, SerialPort};
+use crate::event::Event;
+use crate::fdt;
+use crate::kvm;
+use crate::layout::{
+    CONSOLE, Device, GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, MAX_VCPUS, RAM, RTC, SERIAL, TIME_REGION,
+};
+
+/// What to build.
+pub struct MachineConfig {
+    /// MiB of RAM.
+    pub memory_mib: u64,
+    /// vCPUs.
+    pub cpus: u64,
+    /// Whether the guest gets stolen time.
+    pub stolen_time: StolenTimeChoice,
+    /// Where the console's output goes.
+    pub console: Box<dyn Write + Send>,
+    /// Where the second port's output goes.
+    pub serial: Box<dyn Write + Send>,
+}
+
+/// A machine before its first instruction.
+pub struct Machine {
+    vcpus: Vec<(VcpuFd, VcpuTime)>,
+    /// The devices.
+    pub bus: Arc<Bus>,
+    /// The console and its sign that the guest has read all input.
+    pub console: Port,
+    /// The second port.
+    pub serial: Port,
+    /// The machine's time.
+    pub time: Arc<VmTime>,
+    /// Keeps the interrupt controller.
+    _gic: DeviceFd,
+    /// Dropped after everything that lets the guest reach it.
+    _memory: GuestMemoryMmap,
+}
+
+/// A serial port and the event that its input has been read.
+pub struct Port {
+    /// The port.
+    pub port: Arc<Mutex<SerialPort>>,
+    /// Written when the guest has read all input.
+    pub drained: Event,
+}
+
+/// Memory slot of RAM; those of the time interfaces follow.
+const RAM_SLOT: u32 = 0;
+/// Interrupt ids that the interrupt controller has: the private ones and 96 shared.
+const INTERRUPTS: u32 = 128;
+
+impl Machine {
+    /// Builds a machine and puts what `boot` holds into its memory.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the host refuses, with what was tried.
+    pub fn new(config: MachineConfig, boot: &mut Boot) -> Result<Self> {
+        let kvm = kvm::open()?;
+        let host = HostTime::probe(&kvm)?;
+        check_size(&kvm, &host, &config)?;
+        let vm = Arc::new(kvm.create_vm().context("cannot create a virtual machine")?);
+        let memory = guest_memory(&vm, config.memory_mib)?;
+        let time = VmTime::new(
+            &vm,
+            &host,
+            VmTimeConfig {
+                vcpus: usize::try_from(config.cpus)?,
+                region: GuestAddress(TIME_REGION),
+                first_slot: RAM_SLOT + 1,
+                stolen_time: config.stolen_time,
+            },
+        )?;
+        let vcpus = create_vcpus(&vm, config.cpus, &time)?;
+        let gic = create_gic(&vm)?;
+
+        let mut bus = Bus::default();
+        let console = insert_port(&vm, &mut bus, CONSOLE, config.console)?;
+        let serial = insert_port(&vm, &mut bus, SERIAL, config.serial)?;
+        bus.insert(RTC, Arc::new(Mutex::new(Rtc::new())));
+
+        let mut seed = [0; 64];
+        std::fs::File::open("/dev/urandom")
+            .and_then(|mut file| io::Read::read_exact(&mut file, &mut seed))
+            .context("cannot read /dev/urandom")?;
+        let affinities: Vec<u64> = vcpus
+            .iter()
+            .map(|(vcpu, _)| affinity(vcpu))
+            .collect::<Result<_>>()?;
+        let tree = fdt::write(&fdt::Contents {
+            boot,
+            memory_mib: config.memory_mib,
+            affinities: &affinities,
+            reserved: &time.reserved_memory(),
+            seed,
+        })?;
+        let entry = boot.load(&memory, &tree)?;
+        set_entry(&vcpus[0].0, entry, boot.fdt)?;
+        Ok(Self {
+            vcpus,
+            bus: Arc::new(bus),
+            console,
+            serial,
+            time: Arc::new(time),
+            _gic: gic,
+            _memory: memory,
+        })
+    }
+
+    /// Hands over the vCPUs, in order, to be run and dropped before the machine is.
+    pub fn take_vcpus(&mut self) -> Vec<(VcpuFd, VcpuTime)> {
+        std::mem::take(&mut self.vcpus)
+    }
+}
+
+fn check_size(kvm: &Kvm, host: &HostTime, config: &MachineConfig) -> Result<()> {
+    let most = MAX_VCPUS.min(host.max_vcpus as u64);
+    if config.cpus > most {
+        bail!("this host's KVM gives a VM at most {most} vCPUs; start with --cpus {most} or fewer");
+    }
+    let limit = 1u64 << kvm.get_host_ipa_limit();
+    let most_mib = (limit - RAM) >> 20;
+    if config.memory_mib > most_mib {
+        bail!(
+            "this host's KVM addresses at most {most_mib} MiB of guest memory; start with \
+             --memory {most_mib} or less"
+        );
+    }
+    Ok(())
+}
+
+fn guest_memory(vm: &VmFd, memory_mib: u64) -> Result<GuestMemoryMmap> {
+    let bytes = usize::try_from(memory_mib << 20)?;
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), bytes)])
+        .with_context(|| format!("cannot get {memory_mib} MiB of memory for the guest"))?;
+    let region = memory.iter().next().expect("one range was given");
+    let slot = kvm_userspace_memory_region {
+        slot: RAM_SLOT,
+        flags: 0,
+        guest_phys_addr: region.start_addr().raw_value(),
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+    };
+    // SAFETY: the mapping is `memory_size` bytes long and lives in the machine, which drops it
+    // after its vCPUs, without which no guest reaches it. Rust code uses volatile accesses alone.
+    unsafe { vm.set_user_memory_region(slot) }.context("cannot give the guest its memory")?;
+    Ok(memory)
+}
+
+/// All vCPUs but the first wait for the guest to turn them on (PSCI `CPU_ON`).
+fn create_vcpus(vm: &VmFd, cpus: u64, time: &VmTime) -> Result<Vec<(VcpuFd, VcpuTime)>> {
+    let mut target = kvm_vcpu_init::default();
+    vm.get_preferred_target(&mut target)
+        .context("cannot ask KVM for the host's kind of CPU")?;
+    target.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
+    (0..cpus)
+        .map(|index| {
+            let vcpu = vm
+                .create_vcpu(index)
+                .with_context(|| format!("cannot create vCPU {index}"))?;
+            let mut init = target;
+            if index > 0 {
+                init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
+            }
+            vcpu.vcpu_init(&init)
+                .with_context(|| format!("cannot initialize vCPU {index}"))?;
+            let vcpu_time = time.attach(&vcpu, usize::try_from(index)?)?;
+            Ok((vcpu, vcpu_time))
+        })
+        .collect()
+}
+
+fn create_gic(vm: &VmFd) -> Result<DeviceFd> {
+    let mut device = kvm_create_device {
+        type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+        fd: 0,
+        flags: 0,
+    };
+    let gic = vm.create_device(&mut device).context(
+        "this host's KVM gives a VM no GICv3 interrupt controller; a host with a GICv3 or newer \
+         is needed",
+    )?;
+    let set = |group: u32, attr: u32, value: Option<&u64>| {
+        let addr = value.map_or(0, |value| std::ptr::from_ref(value) as u64);
+        gic.set_device_attr(&kvm_device_attr {
+            flags: 0,
+            group,
+            attr: attr.into(),
+            addr,
+        })
+        .context("cannot set up the GICv3")
+    };
+    let addresses = [
+        (KVM_VGIC_V3_ADDR_TYPE_DIST, GIC_DISTRIBUTOR.start),
+        (KVM_VGIC_V3_ADDR_TYPE_REDIST, GIC_REDISTRIBUTORS),
+    ];
+    for (kind, address) in addresses {
+        set(KVM_DEV_ARM_VGIC_GRP_ADDR, kind, Some(&address))?;
+    }
+    // The kernel reads 32 bits, which on a little-endian host are the first of the 64.
+    set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, Some(&INTERRUPTS.into()))?;
+    set(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, None)?;
+    Ok(gic)
+}
+
+fn insert_port(
+    vm: &VmFd,
+    bus: &mut Bus,
+    place: Device,
+    output: Box<dyn Write + Send>,
+) -> Result<Port> {
+    let interrupt = EventFd::new(EFD_NONBLOCK)?;
+    vm.register_irqfd(&interrupt, place.spi)
+        .context("cannot connect a device's interrupt")?;
+    let drained = Event::new()?;
+    let events = InputDrained(drained.clone());
+    let port = SerialPort::with_events(Interrupt(interrupt), events, output);
+    let port = Arc::new(Mutex::new(port));
+    bus.insert(place, port.clone());
+    Ok(Port { port, drained })
+}
+
+/// `MPIDR_EL1`: op0 3, op1 0, n 0, m 0, op2 5.
+const MPIDR_EL1: u64 = 0x6030_0000_0013_c005;
+/// Aff3 and Aff2 to Aff0.
+const AFFINITY_MASK: u64 = 0xff_00ff_ffff;
+
+fn affinity(vcpu: &VcpuFd) -> Result<u64> {
+    let mut bytes = [0; 8];
+    vcpu.get_one_reg(MPIDR_EL1, &mut bytes)
+        .context("cannot read a vCPU's MPIDR_EL1")?;
+    Ok(u64::from_le_bytes(bytes) & AFFINITY_MASK)
+}
+
+/// Where the kernel starts, by the boot protocol: the device tree's address in x0, x1 to x3 zero,
+/// EL1 with interrupts masked.
+fn set_entry(vcpu: &VcpuFd, entry: u64, fdt: u64) -> Result<()> {
+    const X0: u64 = 0x6030_0000_0010_0000;
+    const PC: u64 = 0x6030_0000_0010_0040;
+    const PSTATE: u64 = 0x6030_0000_0010_0042;
+    const EL1H_MASKED: u64 = 0x3c5;
+    for (register, value) in [(PSTATE, EL1H_MASKED), (PC, entry), (X0, fdt)] {
+        vcpu.set_one_reg(register, &value.to_le_bytes())
+            .context("cannot set where the first vCPU starts")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! What crosses the border between a hypervisor and its guest, byte by byte.
+//!
+//! One module per structure or call set. Each structure has two types: a layout, which is bytes
+//! with little-endian fields at asserted offsets, and a value, which was checked. Parsing never
+//! panics and names what was wrong; only the value leaves this module for arithmetic.
+
+mod error;
+pub mod smccc;
+pub mod stolen_time;
+
+pub use error::{ParseError, Structure};
+
+use core::fmt;
+
+/// An intermediate physical address: where a guest sees its memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ipa(pub u64);
+
+impl Ipa {
+    /// Whether the address is a multiple of `alignment` bytes.
+    ///
+    /// # Panics
+    ///
+    /// If `alignment` is not a power of two.
+    #[must_use]
+    pub const fn is_aligned(self, alignment: u64) -> bool {
+        assert!(alignment.is_power_of_two(), "alignment is a power of two");
+        self.0 & (alignment - 1) == 0
+    }
+}
+
+impl fmt::Display for Ipa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}

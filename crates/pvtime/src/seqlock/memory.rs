@@ -1,0 +1,132 @@
+//! Access to memory that another program writes or reads at the same time.
+
+use core::fmt::Debug;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for u32 {}
+    impl Sealed for u64 {}
+}
+
+/// The unit in which a structure is accessed: `u32` or `u64`.
+///
+/// All accesses to one structure have one width, so that every one of them is single-copy atomic
+/// and none overlaps another of a different size.
+pub trait Word: Copy + Eq + Debug + From<u32> + sealed::Sealed {
+    /// Size in bytes.
+    const BYTES: usize;
+}
+
+impl Word for u32 {
+    const BYTES: usize = 4;
+}
+
+impl Word for u64 {
+    const BYTES: usize = 8;
+}
+
+/// Shared memory that can be read, as an array of words.
+///
+/// Words are little-endian in memory and native in the arguments and results.
+pub trait ReadWords<W: Word> {
+    /// Number of words.
+    fn len(&self) -> usize;
+
+    /// Whether there is no word at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Loads one word, single-copy atomic and otherwise unordered (`Relaxed`).
+    ///
+    /// # Panics
+    ///
+    /// If `index` is not below [`len`](Self::len); readers check the length once, when they attach.
+    fn load(&self, index: usize) -> W;
+
+    /// Orders the accesses before it against those after it.
+    fn fence(&self, ordering: Ordering) {
+        fence(ordering);
+    }
+}
+
+/// Shared memory that can be written too.
+pub trait WriteWords<W: Word>: ReadWords<W> {
+    /// Stores one word, single-copy atomic and otherwise unordered (`Relaxed`).
+    ///
+    /// # Panics
+    ///
+    /// If `index` is not below [`len`](ReadWords::len).
+    fn store(&self, index: usize, value: W);
+}
+
+macro_rules! words_in_atomics {
+    ($word:ty, $atomic:ty) => {
+        impl ReadWords<$word> for [$atomic] {
+            fn len(&self) -> usize {
+                self.len()
+            }
+
+            fn load(&self, index: usize) -> $word {
+                <$word>::from_le(self[index].load(Ordering::Relaxed))
+            }
+        }
+
+        impl WriteWords<$word> for [$atomic] {
+            fn store(&self, index: usize, value: $word) {
+                self[index].store(value.to_le(), Ordering::Relaxed);
+            }
+        }
+    };
+}
+
+words_in_atomics!(u32, AtomicU32);
+words_in_atomics!(u64, AtomicU64);
+
+impl<W: Word, M: ReadWords<W> + ?Sized> ReadWords<W> for &M {
+    fn len(&self) -> usize {
+        (**self).len()
+    }
+
+    fn load(&self, index: usize) -> W {
+        (**self).load(index)
+    }
+
+    fn fence(&self, ordering: Ordering) {
+        (**self).fence(ordering);
+    }
+}
+
+impl<W: Word, M: WriteWords<W> + ?Sized> WriteWords<W> for &M {
+    fn store(&self, index: usize, value: W) {
+        (**self).store(index, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_little_endian_in_memory() {
+        let memory = [AtomicU32::new(0xa5a5_a5a5), AtomicU32::new(0xa5a5_a5a5)];
+        memory[..].store(1, 0x0102_0304);
+        assert_eq!(
+            memory[1].load(Ordering::Relaxed).to_ne_bytes(),
+            [4, 3, 2, 1]
+        );
+        assert_eq!(
+            (memory[..].load(0), memory[..].load(1)),
+            (0xa5a5_a5a5, 0x0102_0304)
+        );
+        assert_eq!(ReadWords::len(&memory[..]), 2);
+        assert!(!ReadWords::<u32>::is_empty(&&memory[..]));
+    }
+
+    #[test]
+    #[should_panic(expected = "out of bounds")]
+    fn a_load_past_the_end_panics() {
+        [AtomicU64::new(0)][..].load(1);
+    }
+}
