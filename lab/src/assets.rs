@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 const MAGIC_OFFSET: u64 = 56;
 const MAGIC: [u8; 4] = *b"ARM\x64";
 
+/// The Linux guest program.
+const GUEST_PROGRAM: &str = "init";
+
 /// Files of this machine that hosts and guests are made of.
 #[derive(Debug, Clone)]
 pub struct Assets {
@@ -18,7 +21,7 @@ pub struct Assets {
     pub host_kernel: PathBuf,
     /// Image of the Linux guests.
     pub guest_kernel: PathBuf,
-    /// Folder with the static arm64 programs: `lab-agent`, `pvtime`, `guest-linux`.
+    /// Folder with the static arm64 programs: `lab-agent`, `pvtime`, and the guest's `init`.
     pub programs: PathBuf,
     /// `qemu-system-aarch64`, a path or a name in `PATH`.
     pub qemu: PathBuf,
@@ -34,7 +37,7 @@ impl Assets {
     pub fn check(&self) -> Result<()> {
         check_image(&self.host_kernel, "PVTIME_LAB_KERNEL")?;
         check_image(&self.guest_kernel, "PVTIME_LAB_GUEST_KERNEL")?;
-        for program in ["lab-agent", "pvtime", "guest-linux"] {
+        for program in ["lab-agent", "pvtime", GUEST_PROGRAM] {
             self.program(program)?;
         }
         Ok(())
@@ -62,7 +65,7 @@ impl Assets {
     /// When the program cannot be read.
     pub fn guest_initramfs(&self) -> Result<Vec<u8>> {
         let mut archive = Initramfs::default();
-        archive.add_file("init", 0o755, &self.program("guest-linux")?)?;
+        archive.add_file("init", 0o755, &self.program(GUEST_PROGRAM)?)?;
         archive.finish()
     }
 }

@@ -103,6 +103,21 @@ impl Host {
             .with_context(|| format!("a command did not end within {} s", limit.as_secs()))
     }
 
+    /// How a child ended, if it has.
+    ///
+    /// # Errors
+    /// As [`Self::make_dirs`].
+    pub fn poll_end(&mut self, child: ChildId) -> Result<Option<Exit>> {
+        self.call(
+            &Request::Wait {
+                child,
+                timeout_ms: 0,
+            },
+            &[],
+            CALL_LIMIT,
+        )
+    }
+
     /// Waits until a file holds a text.
     ///
     /// # Errors
