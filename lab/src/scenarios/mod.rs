@@ -1,0 +1,9 @@
+//! The scenarios that there are.
+
+mod boot;
+mod canary;
+
+use crate::scenario::Scenario;
+
+/// Every scenario, in the order in which all of them run.
+pub const ALL: &[Scenario] = &[boot::SCENARIO, canary::SCENARIO];

@@ -1,0 +1,72 @@
+//! Building the lab, and the programs that it puts on its hosts.
+
+use crate::process;
+use crate::setup::{self, Needs};
+use crate::workspace::Workspace;
+use anyhow::Result;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Target of everything that runs on a host or in a Linux guest.
+pub const TARGET: &str = "aarch64-unknown-linux-musl";
+
+/// Cargo profile for them.
+const PROFILE: &str = "lab";
+
+/// The lab's program with what it was set up with.
+pub struct Lab {
+    program: PathBuf,
+    kernel: Option<PathBuf>,
+    programs: PathBuf,
+    logs: PathBuf,
+    root: PathBuf,
+}
+
+/// Builds the lab alone.
+pub fn build_lab(workspace: &Workspace) -> Result<Lab> {
+    process::run(&mut workspace.cargo(&["build", "--quiet", "--package", "lab"]))?;
+    Ok(Lab {
+        program: workspace.target.join("debug/lab"),
+        kernel: None,
+        programs: workspace.target.join(TARGET).join(PROFILE),
+        logs: workspace.target.join("lab"),
+        root: workspace.root.clone(),
+    })
+}
+
+/// Builds the programs for hosts and guests.
+pub fn build_for_hosts(workspace: &Workspace) -> Result<()> {
+    let packages = [
+        "--package=lab-agent",
+        "--package=pvtime-vmm",
+        "--package=guest-linux",
+    ];
+    let mut command =
+        workspace.cargo(&["build", "--quiet", "--target", TARGET, "--profile", PROFILE]);
+    process::run(command.args(packages))
+}
+
+impl Lab {
+    /// Sets up and builds all that hosts and guests are made of.
+    pub fn with_hosts(self, workspace: &Workspace) -> Result<Self> {
+        let kernel = setup::prepare(workspace, Needs::Lab)?;
+        build_for_hosts(workspace)?;
+        Ok(Self {
+            kernel: Some(kernel),
+            ..self
+        })
+    }
+
+    /// The lab, to be given its arguments.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.current_dir(&self.root);
+        command
+            .env("PVTIME_LAB_PROGRAMS", &self.programs)
+            .env("PVTIME_LAB_LOGS", &self.logs);
+        if let Some(kernel) = &self.kernel {
+            command.env("PVTIME_LAB_KERNEL", kernel);
+        }
+        command
+    }
+}
