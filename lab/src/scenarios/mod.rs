@@ -2,8 +2,9 @@
 
 mod boot;
 mod canary;
+mod kvm_tests;
 
 use crate::scenario::Scenario;
 
 /// Every scenario, in the order in which all of them run.
-pub const ALL: &[Scenario] = &[boot::SCENARIO, canary::SCENARIO];
+pub const ALL: &[Scenario] = &[boot::SCENARIO, kvm_tests::SCENARIO, canary::SCENARIO];
