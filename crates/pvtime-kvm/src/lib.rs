@@ -19,6 +19,7 @@
 pub mod clock;
 pub mod counter;
 pub mod probe;
+pub mod registers;
 mod reserved_memory;
 pub mod schedstat;
 mod stolen_time;
