@@ -21,6 +21,7 @@ pub mod counter;
 pub mod gate;
 mod kick;
 pub mod probe;
+pub mod registers;
 mod reserved_memory;
 pub mod schedstat;
 mod stolen_time;
