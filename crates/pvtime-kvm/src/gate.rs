@@ -5,8 +5,8 @@
 //! work to do on its vCPU, because KVM wants a vCPU's ioctls from the thread that runs it.
 //!
 //! ```text
-//! open --close--> every member waits at the gate --open--> open
-//!   \________________________ stop ________________________/
+//! closed --open--> open --close--> every member waits at the gate --open--> open
+//!    \____________________________ stop _____________________________________/
 //!                               |
 //!                    members leave, for good
 //! ```
@@ -122,7 +122,7 @@ enum Passage {
 }
 
 impl<C> Gate<C> {
-    /// An open gate. `signal` becomes the process's signal for taking threads out of `KVM_RUN`.
+    /// A closed gate. `signal` becomes the process's signal for taking threads out of `KVM_RUN`.
     ///
     /// # Errors
     ///
@@ -130,9 +130,9 @@ impl<C> Gate<C> {
     pub fn new(signal: c_int) -> io::Result<Self> {
         kick::install(signal)?;
         Ok(Self {
-            barred: AtomicBool::new(false),
+            barred: AtomicBool::new(true),
             state: Mutex::new(State {
-                position: Position::Open,
+                position: Position::Closed,
                 members: Vec::new(),
             }),
             changed: Condvar::new(),

@@ -57,6 +57,13 @@ fn run(gate: &Arc<Gate<FakeVcpu>>, index: usize, guest: &Arc<Guest>) -> JoinHand
     })
 }
 
+fn open_gate() -> Arc<Gate<FakeVcpu>> {
+    let gate = Gate::new(SIGNAL).unwrap();
+    assert!(!gate.is_open(), "nothing runs before somebody says so");
+    gate.open();
+    Arc::new(gate)
+}
+
 fn wait_until(condition: impl Fn() -> bool) {
     while !condition() {
         sleep(Duration::from_millis(1));
@@ -65,7 +72,7 @@ fn wait_until(condition: impl Fn() -> bool) {
 
 #[test]
 fn no_guest_instruction_runs_while_the_gate_is_closed() {
-    let gate = Arc::new(Gate::new(SIGNAL).unwrap());
+    let gate = open_gate();
     let guest = Arc::new(Guest {
         hesitation: Duration::from_millis(1),
         ..Guest::default()
@@ -91,7 +98,7 @@ fn no_guest_instruction_runs_while_the_gate_is_closed() {
 
 #[test]
 fn jobs_are_done_by_every_member_and_only_at_a_closed_gate() {
-    let gate = Arc::new(Gate::new(SIGNAL).unwrap());
+    let gate = open_gate();
     let guest = Arc::new(Guest::default());
     let threads: Vec<_> = (0..4).map(|index| run(&gate, index, &guest)).collect();
     wait_until(|| gate.lock().members.len() == 4);
@@ -117,7 +124,7 @@ fn jobs_are_done_by_every_member_and_only_at_a_closed_gate() {
 
 #[test]
 fn a_thread_that_joins_late_waits_at_the_closed_gate() {
-    let gate = Arc::new(Gate::new(SIGNAL).unwrap());
+    let gate = open_gate();
     gate.close(LIMIT).unwrap();
     let guest = Arc::new(Guest::default());
     let thread = run(&gate, 0, &guest);
@@ -131,7 +138,7 @@ fn a_thread_that_joins_late_waits_at_the_closed_gate() {
 
 #[test]
 fn a_thread_that_does_not_come_out_is_named_and_the_rest_runs_on() {
-    let gate = Arc::new(Gate::<FakeVcpu>::new(SIGNAL).unwrap());
+    let gate = open_gate();
     // This thread is a member that handles an exit for ever.
     let stuck = Member::join(&gate, 7);
     let error = gate.close(Duration::from_millis(20)).unwrap_err();
@@ -146,7 +153,7 @@ fn a_thread_that_does_not_come_out_is_named_and_the_rest_runs_on() {
 
 #[test]
 fn a_stopped_gate_stays_stopped() {
-    let gate = Arc::new(Gate::new(SIGNAL).unwrap());
+    let gate = open_gate();
     gate.stop();
     gate.open();
     gate.close(LIMIT).unwrap();
