@@ -13,18 +13,59 @@ mod sealed {
 ///
 /// All accesses to one structure have one width, so that every one of them is single-copy atomic
 /// and none overlaps another of a different size.
-pub trait Word: Copy + Eq + Debug + From<u32> + sealed::Sealed {
+pub trait Word: Copy + Default + Eq + Debug + Into<u64> + sealed::Sealed {
     /// Size in bytes.
     const BYTES: usize;
+
+    /// The word of `BYTES` little-endian bytes.
+    ///
+    /// # Panics
+    ///
+    /// If the slice has another length.
+    fn from_le_bytes(bytes: &[u8]) -> Self;
+
+    /// Writes the word's `BYTES` little-endian bytes.
+    ///
+    /// # Panics
+    ///
+    /// If the slice has another length.
+    fn to_le_bytes(self, bytes: &mut [u8]);
+
+    /// Whether the word is the count of a structure that is being written.
+    fn is_odd(self) -> bool;
+
+    /// The word and `more`, modulo its width.
+    #[must_use]
+    fn wrapping_add(self, more: u8) -> Self;
 }
 
-impl Word for u32 {
-    const BYTES: usize = 4;
+macro_rules! word {
+    ($word:ty) => {
+        impl Word for $word {
+            const BYTES: usize = size_of::<$word>();
+
+            fn from_le_bytes(bytes: &[u8]) -> Self {
+                let bytes = bytes.try_into().expect("the slice is one word");
+                <$word>::from_le_bytes(bytes)
+            }
+
+            fn to_le_bytes(self, bytes: &mut [u8]) {
+                bytes.copy_from_slice(&<$word>::to_le_bytes(self));
+            }
+
+            fn is_odd(self) -> bool {
+                self % 2 != 0
+            }
+
+            fn wrapping_add(self, more: u8) -> Self {
+                <$word>::wrapping_add(self, more.into())
+            }
+        }
+    };
 }
 
-impl Word for u64 {
-    const BYTES: usize = 8;
-}
+word!(u32);
+word!(u64);
 
 /// Shared memory that can be read, as an array of words.
 ///

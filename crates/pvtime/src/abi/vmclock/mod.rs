@@ -14,6 +14,7 @@ pub use value::{
 
 use super::error::check_sequence;
 use super::{ParseError, Structure};
+use crate::seqlock::Shape;
 use core::mem::{offset_of, size_of};
 use core::num::NonZeroU64;
 use zerocopy::little_endian::{I16, U16, U32, U64};
@@ -27,8 +28,8 @@ pub const SIZE_BYTES: usize = 0x70;
 pub const LEAST_BYTES: usize = 0x20;
 /// The version that this crate writes and reads.
 pub const VERSION: u16 = 1;
-/// The 32-bit word that holds the sequence count.
-pub const SEQUENCE_WORD: usize = offset_of!(VmClockLayout, seq_count) / 4;
+/// Its words, and which of them is the sequence count.
+pub const SHAPE: Shape<u32> = Shape::new(SIZE_BYTES, offset_of!(VmClockLayout, seq_count));
 
 /// `tai_offset_sec` holds.
 pub const FLAG_TAI_OFFSET_VALID: u64 = 1 << 0;
