@@ -26,6 +26,10 @@ pub const SHAPE: Shape<u64> = Shape::new(
     offset_of!(LivePhysicalTimeLayout, sequence_number),
 );
 
+/// The two fields of the multiplier from native to PV ticks, for messages.
+pub(crate) const TO_PV: [&str; 2] = ["scale_mult", "fracbits"];
+const TO_NATIVE: [&str; 2] = ["rscale_mult", "rfracbits"];
+
 /// The structure as it lies in guest memory; names and offsets as in the 2020 series.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
@@ -103,20 +107,23 @@ impl Multiplier {
         self.fraction_bits
     }
 
-    fn parse(
+    /// The multiplier of two fields, named as in the structure.
+    ///
+    /// # Errors
+    ///
+    /// [`ParseError::Zero`] for a factor of 0, [`ParseError::OutOfRange`] above 63 fraction bits.
+    pub(crate) fn parse(
         fields: [&'static str; 2],
-        factor: U64,
-        fraction_bits: U32,
+        factor: u64,
+        fraction_bits: u32,
     ) -> Result<Self, ParseError> {
         let structure = Structure::LivePhysicalTime;
-        let factor = NonZeroU64::new(factor.get()).ok_or(ParseError::Zero {
+        let [field, bits_field] = fields;
+        let factor = NonZeroU64::new(factor).ok_or(ParseError::Zero { structure, field })?;
+        Self::new(factor, fraction_bits).ok_or(ParseError::OutOfRange {
             structure,
-            field: fields[0],
-        })?;
-        Self::new(factor, fraction_bits.get()).ok_or(ParseError::OutOfRange {
-            structure,
-            field: fields[1],
-            found: fraction_bits.get(),
+            field: bits_field,
+            found: fraction_bits,
             most: Self::MAX_FRACTION_BITS,
         })
     }
@@ -195,12 +202,8 @@ impl LivePhysicalTimeLayout {
         Ok(LivePhysicalTime {
             native_frequency_hz: frequency("native_freq", self.native_freq)?,
             pv_frequency_hz: frequency("pv_freq", self.pv_freq)?,
-            to_pv: Multiplier::parse(["scale_mult", "fracbits"], self.scale_mult, self.fracbits)?,
-            to_native: Multiplier::parse(
-                ["rscale_mult", "rfracbits"],
-                self.rscale_mult,
-                self.rfracbits,
-            )?,
+            to_pv: Multiplier::parse(TO_PV, self.scale_mult.get(), self.fracbits.get())?,
+            to_native: Multiplier::parse(TO_NATIVE, self.rscale_mult.get(), self.rfracbits.get())?,
         })
     }
 }

@@ -101,6 +101,9 @@ pub enum ScaleError {
     /// A time that needs more than 64 bits of seconds.
     #[error("the time is past 2^64 s: the VMClock's counter value or period is wrong")]
     TimestampTooLate,
+    /// A time before the start of its scale.
+    #[error("the time is before 0: the VMClock's counter value or period is wrong")]
+    TimestampTooEarly,
     /// An error bound that grew past 2^64 ns.
     #[error("the error bound is past 2^64 ns: the VMClock was not updated for too long")]
     BoundTooLarge,

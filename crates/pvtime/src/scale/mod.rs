@@ -20,6 +20,7 @@
 //! |---|---|---|
 //! | [`Ratio::scale`] | as asked | below 1, at most 1/2 for [`Rounding::Nearest`] |
 //! | [`Multiplier::apply`] | down | behind `n * pv / native` by less than `1 + n / 2^f` PV ticks |
+//! | [`Multiplier::apply_wrapping`] | down | as `apply`, modulo 2^64 |
 //! | [`Multiplier::position`] | exact for the multiplier | behind `n * pv / native` by less than `n / 2^f` |
 //! | [`Multiplier::first_reaching`] | up | 0: the smallest count that does it |
 //! | [`Multiplier::nearest`] | nearest, half down | at most half a native tick |
@@ -39,6 +40,7 @@ mod mapping;
 mod multiplier;
 pub mod rfc;
 mod vmclock;
+mod wrapping;
 
 pub use crate::abi::live_physical_time::{LivePhysicalTime, Multiplier};
 pub use deadline::{CompareValue, TimerValue};

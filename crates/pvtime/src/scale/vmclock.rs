@@ -46,6 +46,18 @@ impl Timestamp {
             .ok_or(ScaleError::TimestampTooLate)
     }
 
+    /// The difference, exactly.
+    ///
+    /// # Errors
+    ///
+    /// [`ScaleError::TimestampTooEarly`] before 0.
+    pub fn minus(self, span: Self) -> Result<Self, ScaleError> {
+        self.0
+            .checked_sub(span.0)
+            .map(Self)
+            .ok_or(ScaleError::TimestampTooEarly)
+    }
+
     /// Nanoseconds since 0, rounded as asked.
     ///
     /// # Errors
@@ -221,6 +233,7 @@ mod tests {
         let second = Timestamp::from_parts(1, 0);
         let last = Timestamp::from_parts(u64::MAX, u64::MAX);
         assert_eq!(last.plus(second), Err(ScaleError::TimestampTooLate));
+        assert_eq!(second.minus(last), Err(ScaleError::TimestampTooEarly));
         assert_eq!(
             last.to_ns(Rounding::Down),
             Err(ScaleError::TimestampTooLate)
@@ -275,7 +288,10 @@ mod tests {
             let behind = &exact - (int(span.0) << shift);
             prop_assert!(behind >= int(0) && behind < power(shift.into()));
             match Timestamp(start).plus(span) {
-                Ok(sum) => prop_assert_eq!(int(sum.0), int(start) + int(span.0)),
+                Ok(sum) => {
+                    prop_assert_eq!(int(sum.0), int(start) + int(span.0));
+                    prop_assert_eq!(sum.minus(span), Ok(Timestamp(start)));
+                }
                 Err(_) => prop_assert!(int(start) + int(span.0) >= power(128)),
             }
         }

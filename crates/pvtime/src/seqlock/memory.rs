@@ -22,14 +22,14 @@ pub trait Word: Copy + Default + Eq + Debug + Into<u64> + sealed::Sealed {
     /// # Panics
     ///
     /// If the slice has another length.
-    fn from_le_bytes(bytes: &[u8]) -> Self;
+    fn read_le(bytes: &[u8]) -> Self;
 
     /// Writes the word's `BYTES` little-endian bytes.
     ///
     /// # Panics
     ///
     /// If the slice has another length.
-    fn to_le_bytes(self, bytes: &mut [u8]);
+    fn write_le(self, bytes: &mut [u8]);
 
     /// Whether the word is the count of a structure that is being written.
     fn is_odd(self) -> bool;
@@ -44,12 +44,12 @@ macro_rules! word {
         impl Word for $word {
             const BYTES: usize = size_of::<$word>();
 
-            fn from_le_bytes(bytes: &[u8]) -> Self {
+            fn read_le(bytes: &[u8]) -> Self {
                 let bytes = bytes.try_into().expect("the slice is one word");
                 <$word>::from_le_bytes(bytes)
             }
 
-            fn to_le_bytes(self, bytes: &mut [u8]) {
+            fn write_le(self, bytes: &mut [u8]) {
                 bytes.copy_from_slice(&<$word>::to_le_bytes(self));
             }
 
@@ -85,6 +85,17 @@ pub trait ReadWords<W: Word> {
     ///
     /// If `index` is not below [`len`](Self::len); readers check the length once, when they attach.
     fn load(&self, index: usize) -> W;
+
+    /// Loads words from the first on, until `bytes` is full of them.
+    ///
+    /// # Panics
+    ///
+    /// If `bytes` is longer than the memory, or not whole words.
+    fn copy_to(&self, bytes: &mut [u8]) {
+        for (index, bytes) in bytes.chunks_mut(W::BYTES).enumerate() {
+            self.load(index).write_le(bytes);
+        }
+    }
 
     /// Orders the accesses before it against those after it.
     fn fence(&self, ordering: Ordering) {

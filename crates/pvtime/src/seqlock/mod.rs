@@ -42,10 +42,12 @@
 //! MIRIFLAGS=-Zmiri-many-seeds=0..64 cargo +nightly miri test -p pvtime --lib l12_threads
 //! ```
 
+mod mapped;
 mod memory;
 mod reader;
 mod writer;
 
+pub use mapped::MappedWords;
 pub use memory::{ReadWords, Word, WriteWords};
 pub use reader::{ATTEMPTS, ReadError, SequenceReader};
 pub use writer::{SequenceWriter, WriteError};

@@ -123,11 +123,7 @@ impl<W: Word, M: ReadWords<W>> SequenceReader<W, M> {
             self.shape.size_bytes(),
             "the copy is as long as the structure"
         );
-        self.read(|memory| {
-            for (index, bytes) in bytes.chunks_exact_mut(W::BYTES).enumerate() {
-                memory.load(index).to_le_bytes(bytes);
-            }
-        })
+        self.read(|memory| memory.copy_to(bytes))
     }
 
     #[inline]

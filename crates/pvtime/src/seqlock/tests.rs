@@ -14,8 +14,8 @@ fn shape<W: Word>() -> Shape<W> {
 /// An image whose payload words are both `value`, and whose count is nonsense.
 fn image<W: Word>(value: W) -> Vec<u8> {
     let mut bytes = vec![0xa5; 3 * W::BYTES];
-    value.to_le_bytes(&mut bytes[..W::BYTES]);
-    value.to_le_bytes(&mut bytes[2 * W::BYTES..]);
+    value.write_le(&mut bytes[..W::BYTES]);
+    value.write_le(&mut bytes[2 * W::BYTES..]);
     bytes
 }
 

@@ -96,7 +96,7 @@ impl<W: Word> SequenceWriter<W> {
         memory.fence(Ordering::Release);
         for (index, bytes) in image.chunks_exact(W::BYTES).enumerate() {
             if index != count {
-                memory.store(index, W::from_le_bytes(bytes));
+                memory.store(index, W::read_le(bytes));
             }
         }
         // Pairs with the reader's fence after its first load of the count: a reader that saw the

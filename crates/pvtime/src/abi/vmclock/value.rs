@@ -28,15 +28,15 @@ impl CounterId {
 pub struct ClockStatus(pub u8);
 
 impl ClockStatus {
-    /// Nothing is known.
+    /// Nothing is known; the time is not to be used.
     pub const UNKNOWN: Self = Self(0);
-    /// Not yet synchronized.
+    /// Not yet synchronized; the time is not to be used.
     pub const INITIALIZING: Self = Self(1);
-    /// Synchronized, within the errors that the structure states.
+    /// Synchronized: right within the errors that the structure states.
     pub const SYNCHRONIZED: Self = Self(2);
-    /// Not synchronized any more, within the errors that the structure states.
+    /// Not synchronized any more, and still right within the errors that the structure states.
     pub const FREERUNNING: Self = Self(3);
-    /// Not to be used.
+    /// Broken; the time is not to be used.
     pub const UNRELIABLE: Self = Self(4);
 }
 
