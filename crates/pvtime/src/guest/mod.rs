@@ -30,6 +30,6 @@ pub use discovery::{Conduit, DiscoveryError, PvTime, smccc_version};
 pub use error::GuestError;
 pub use live_clock::LiveClock;
 pub use paused_time::{PauseTracker, PausedTimeReader, UnseenPauses};
-pub use stolen_time::StolenTimeReader;
+pub use stolen_time::{MOMENTS, Moment, StolenTimeReader};
 pub use virtual_time::{Elapsed, VirtualTime};
 pub use vmclock::{RealTime, Utc, VmClockReader};
