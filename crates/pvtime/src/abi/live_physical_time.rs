@@ -14,7 +14,7 @@ use crate::seqlock::Shape;
 use core::mem::{offset_of, size_of};
 use core::num::{NonZeroU32, NonZeroU64};
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Size of the structure.
 pub const SIZE_BYTES: usize = 48;
@@ -31,10 +31,8 @@ pub(crate) const TO_PV: [&str; 2] = ["scale_mult", "fracbits"];
 const TO_NATIVE: [&str; 2] = ["rscale_mult", "rfracbits"];
 
 /// The structure as it lies in guest memory; names and offsets as in the 2020 series.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
 pub struct LivePhysicalTimeLayout {
     /// Offset 0: 0 for version 1.0.
     pub revision: U32,

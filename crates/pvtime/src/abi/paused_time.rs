@@ -12,7 +12,7 @@ use crate::seqlock::Shape;
 use core::fmt;
 use core::mem::{offset_of, size_of};
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// "PVPT" in memory.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"PVPT");
@@ -27,10 +27,8 @@ pub const FLAG_FROZEN: u16 = 1 << 0;
 pub const SHAPE: Shape<u32> = Shape::new(SIZE_BYTES, offset_of!(PausedTimeLayout, sequence));
 
 /// The structure as it lies in guest memory.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
 pub struct PausedTimeLayout {
     /// Offset 0: [`MAGIC`].
     pub magic: U32,

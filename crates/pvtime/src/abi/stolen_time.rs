@@ -9,7 +9,7 @@ use super::error::{check_revision, take_bytes};
 use super::{ParseError, Structure};
 use core::mem::{offset_of, size_of};
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Bytes from one vCPU's structure to the next, and the alignment of each address.
 pub const STRIDE_BYTES: usize = 64;
@@ -19,10 +19,8 @@ pub const MEANINGFUL_BYTES: usize = 16;
 pub const STOLEN_WORD: usize = offset_of!(StolenTimeLayout, stolen_ns) / 8;
 
 /// The structure as it lies in guest memory.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
 pub struct StolenTimeLayout {
     /// Offset 0: 0, the revision of DEN0057A 1.0.
     pub revision: U32,

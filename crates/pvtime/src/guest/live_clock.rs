@@ -10,6 +10,7 @@ use crate::seqlock::{ReadWords, SequenceReader, Word};
 use core::mem::offset_of;
 use core::num::NonZeroU32;
 
+const WORDS: usize = SIZE_BYTES / u64::BYTES;
 const FACTOR_WORD: usize = offset_of!(LivePhysicalTimeLayout, scale_mult) / u64::BYTES;
 /// Its lower half is `fracbits`, its upper half `rfracbits`.
 const BITS_WORD: usize = offset_of!(LivePhysicalTimeLayout, fracbits) / u64::BYTES;
@@ -131,9 +132,8 @@ impl<M: ReadWords<u64>, C: Counter> LiveClock<M, C> {
 }
 
 fn copy(reader: &SequenceReader<u64, impl ReadWords<u64>>) -> Result<LivePhysicalTime, GuestError> {
-    let mut bytes = [0; SIZE_BYTES];
-    reader.copy(&mut bytes)?;
-    Ok(LivePhysicalTime::parse(&bytes)?)
+    let layout: LivePhysicalTimeLayout = zerocopy::transmute!(reader.copy::<WORDS>()?);
+    Ok(layout.validate()?)
 }
 
 fn first_reaching(multiplier: Multiplier, pv_count: u64) -> CompareValue {

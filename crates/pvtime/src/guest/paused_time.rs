@@ -1,8 +1,10 @@
 //! Learning that the VM was paused.
 
 use super::GuestError;
-use crate::abi::paused_time::{PausedTime, SHAPE, SIZE_BYTES};
-use crate::seqlock::{ReadWords, SequenceReader};
+use crate::abi::paused_time::{PausedTime, PausedTimeLayout, SHAPE, SIZE_BYTES};
+use crate::seqlock::{ReadWords, SequenceReader, Word};
+
+const WORDS: usize = SIZE_BYTES / u32::BYTES;
 
 /// A VM's paused-time structure.
 #[derive(Clone, Copy, Debug)]
@@ -31,9 +33,8 @@ impl<M: ReadWords<u32>> PausedTimeReader<M> {
     ///
     /// [`GuestError::Read`] if the structure is not still, [`GuestError::Parse`] if it is none.
     pub fn read(&self) -> Result<PausedTime, GuestError> {
-        let mut bytes = [0; SIZE_BYTES];
-        self.reader.copy(&mut bytes)?;
-        Ok(PausedTime::parse(&bytes)?)
+        let layout: PausedTimeLayout = zerocopy::transmute!(self.reader.copy::<WORDS>()?);
+        Ok(layout.validate()?)
     }
 }
 

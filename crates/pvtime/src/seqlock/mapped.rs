@@ -41,7 +41,7 @@ impl<W: Word> MappedWords<W> {
     }
 
     fn at(&self, index: usize) -> *mut W {
-        assert!(index < self.words, "word {index} of {}", self.words);
+        assert!(index < self.words, "the word lies in the mapping");
         // SAFETY: by the contract of `new` all words below `words` lie in one mapping, and `index`
         // is below it.
         unsafe { self.base.add(index).as_ptr() }
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "word 2 of 2")]
+    #[should_panic(expected = "the word lies in the mapping")]
     fn a_word_outside_is_a_mistake() {
         let memory = UnsafeCell::new([0u32; 2]);
         let base = NonNull::new(memory.get()).unwrap().cast();

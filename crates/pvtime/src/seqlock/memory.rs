@@ -1,5 +1,6 @@
 //! Access to memory that another program writes or reads at the same time.
 
+use core::array;
 use core::fmt::Debug;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -24,12 +25,9 @@ pub trait Word: Copy + Default + Eq + Debug + Into<u64> + sealed::Sealed {
     /// If the slice has another length.
     fn read_le(bytes: &[u8]) -> Self;
 
-    /// Writes the word's `BYTES` little-endian bytes.
-    ///
-    /// # Panics
-    ///
-    /// If the slice has another length.
-    fn write_le(self, bytes: &mut [u8]);
+    /// The word with its bytes in memory order.
+    #[must_use]
+    fn to_le(self) -> Self;
 
     /// Whether the word is the count of a structure that is being written.
     fn is_odd(self) -> bool;
@@ -49,8 +47,8 @@ macro_rules! word {
                 <$word>::from_le_bytes(bytes)
             }
 
-            fn write_le(self, bytes: &mut [u8]) {
-                bytes.copy_from_slice(&<$word>::to_le_bytes(self));
+            fn to_le(self) -> Self {
+                <$word>::to_le(self)
             }
 
             fn is_odd(self) -> bool {
@@ -86,15 +84,14 @@ pub trait ReadWords<W: Word> {
     /// If `index` is not below [`len`](Self::len); readers check the length once, when they attach.
     fn load(&self, index: usize) -> W;
 
-    /// Loads words from the first on, until `bytes` is full of them.
+    /// The first `N` words with their bytes in memory order, so that they can be taken for the
+    /// structure that they are.
     ///
     /// # Panics
     ///
-    /// If `bytes` is longer than the memory, or not whole words.
-    fn copy_to(&self, bytes: &mut [u8]) {
-        for (index, bytes) in bytes.chunks_mut(W::BYTES).enumerate() {
-            self.load(index).write_le(bytes);
-        }
+    /// If `N` is above [`len`](Self::len).
+    fn copy<const N: usize>(&self) -> [W; N] {
+        array::from_fn(|index| self.load(index).to_le())
     }
 
     /// Orders the accesses before it against those after it.

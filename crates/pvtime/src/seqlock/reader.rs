@@ -108,22 +108,21 @@ impl<W: Word, M: ReadWords<W>> SequenceReader<W, M> {
         }
     }
 
-    /// Copies all of one publication, sequence count included.
+    /// All words of one publication, the count included, with their bytes in memory order.
     ///
     /// # Errors
     ///
-    /// [`ReadError::StaysOdd`] and [`ReadError::KeepsChanging`]; the bytes are then undefined.
+    /// [`ReadError::StaysOdd`] and [`ReadError::KeepsChanging`].
     ///
     /// # Panics
     ///
-    /// If `bytes` is not as long as the structure.
-    pub fn copy(&self, bytes: &mut [u8]) -> Result<(), ReadError> {
-        assert_eq!(
-            bytes.len(),
-            self.shape.size_bytes(),
+    /// If `N` is not the number of the structure's words.
+    pub fn copy<const N: usize>(&self) -> Result<[W; N], ReadError> {
+        assert!(
+            N == self.shape.words,
             "the copy is as long as the structure"
         );
-        self.read(|memory| memory.copy_to(bytes))
+        self.read(ReadWords::copy)
     }
 
     #[inline]

@@ -13,10 +13,10 @@ fn shape<W: Word>() -> Shape<W> {
 
 /// An image whose payload words are both `value`, and whose count is nonsense.
 fn image<W: Word>(value: W) -> Vec<u8> {
-    let mut bytes = vec![0xa5; 3 * W::BYTES];
-    value.write_le(&mut bytes[..W::BYTES]);
-    value.write_le(&mut bytes[2 * W::BYTES..]);
-    bytes
+    let bytes = Into::<u64>::into(value).to_le_bytes();
+    [bytes, [0xa5; 8], bytes]
+        .map(|word| word[..W::BYTES].to_vec())
+        .concat()
 }
 
 fn pair<W: Word>(memory: &impl ReadWords<W>) -> (W, W) {
@@ -268,9 +268,8 @@ fn a_copy_has_the_whole_publication_and_its_count() {
         .publish(&memory[..], &image(0x0403_0201u32))
         .unwrap();
     let reader = SequenceReader::attach(&memory[..], shape()).unwrap();
-    let mut bytes = [0xa5; 12];
-    reader.copy(&mut bytes).unwrap();
-    assert_eq!(bytes, [1, 2, 3, 4, 2, 0, 0, 0, 1, 2, 3, 4]);
+    let bytes = reader.copy::<3>().unwrap().map(u32::to_ne_bytes);
+    assert_eq!(bytes.as_flattened(), [1, 2, 3, 4, 2, 0, 0, 0, 1, 2, 3, 4]);
 }
 
 #[test]

@@ -78,9 +78,8 @@ impl<W: Word> SequenceWriter<W> {
         image: &[u8],
     ) -> Result<(), WriteError> {
         let (needed_bytes, actual_bytes) = (self.shape.size_bytes(), memory.len() * W::BYTES);
-        assert_eq!(
-            image.len(),
-            needed_bytes,
+        assert!(
+            image.len() == needed_bytes,
             "the image is as long as the structure"
         );
         if actual_bytes < needed_bytes {

@@ -18,7 +18,7 @@ use crate::seqlock::Shape;
 use core::mem::{offset_of, size_of};
 use core::num::NonZeroU64;
 use zerocopy::little_endian::{I16, U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// "VCLK" in memory.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"VCLK");
@@ -53,10 +53,8 @@ pub const FLAG_VM_GEN_COUNTER_PRESENT: u64 = 1 << 8;
 pub const FLAG_NOTIFICATION_PRESENT: u64 = 1 << 9;
 
 /// The structure as it lies in guest memory; names and offsets as in the Linux header.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
 pub struct VmClockLayout {
     /// Offset 0x00: [`MAGIC`].
     pub magic: U32,

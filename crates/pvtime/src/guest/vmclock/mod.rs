@@ -11,7 +11,8 @@ use crate::abi::vmclock::{
 };
 use crate::scale::{CounterPeriod, ScaleError, Timestamp};
 use crate::seqlock::{ATTEMPTS, ReadWords, SequenceReader, Word};
-use zerocopy::{FromZeros, IntoBytes};
+
+const WORDS: usize = SIZE_BYTES / u32::BYTES;
 
 /// A VM's VMClock, and the counter that it goes with.
 #[derive(Clone, Copy, Debug)]
@@ -87,16 +88,15 @@ impl<M: ReadWords<u32>, C: Counter> VmClockReader<M, C> {
 
     /// The structure and the counter, at one moment.
     fn sample(&self) -> Result<(VmClock, u64), GuestError> {
-        let mut layout = VmClockLayout::new_zeroed();
         let start = self.counter.read_unordered();
         let patient = |attempts| {
             let waited_ticks = self.counter.read_unordered().wrapping_sub(start);
             attempts < ATTEMPTS && waited_ticks <= self.patience_ticks
         };
-        let count = self.reader.read_while(patient, |memory| {
-            memory.copy_to(layout.as_mut_bytes());
-            self.counter.read_ordered()
+        let (count, words) = self.reader.read_while(patient, |memory| {
+            (self.counter.read_ordered(), memory.copy::<WORDS>())
         })?;
+        let layout: VmClockLayout = zerocopy::transmute!(words);
         Ok((layout.validate(self.mapped_bytes)?, count))
     }
 }
@@ -118,8 +118,6 @@ pub struct RealTime {
     tai_offset_sec: Option<i16>,
     leap_indicator: LeapIndicator,
 }
-
-const _: () = assert!(SIZE_BYTES == size_of::<VmClockLayout>());
 
 impl RealTime {
     /// `reference + (count - counter_value) * period`, with the difference taken modulo 2^64 and

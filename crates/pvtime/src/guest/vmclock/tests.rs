@@ -8,8 +8,6 @@ use core::num::NonZeroU64;
 use core::sync::atomic::AtomicU32;
 use proptest::prelude::*;
 
-const WORDS: usize = SIZE_BYTES / u32::BYTES;
-
 /// A counter that is set, and that moves by a step with each unordered read.
 #[derive(Clone, Copy, Debug)]
 struct Set<'a> {
