@@ -16,11 +16,11 @@ mod arch {
         counter_frequency().ok()
     }
 
-    pub fn has_ecv() -> Option<bool> {
+    pub const ECV: Option<fn() -> bool> = Some(|| {
         // HWCAP2_ECV (arch/arm64/include/uapi/asm/hwcap.h)
         const HWCAP2_ECV: usize = 1 << 19;
-        Some(rustix::param::linux_hwcap().1 & HWCAP2_ECV != 0)
-    }
+        rustix::param::linux_hwcap().1 & HWCAP2_ECV != 0
+    });
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -37,9 +37,7 @@ mod arch {
         None
     }
 
-    pub fn has_ecv() -> Option<bool> {
-        None
-    }
+    pub const ECV: Option<fn() -> bool> = None;
 }
 
 /// The counter now: `CNTVCT_EL0`, which on a host is what KVM takes a guest's offset from, or the
@@ -60,5 +58,5 @@ pub fn frequency() -> Option<Frequency> {
 /// x86.
 #[must_use]
 pub fn has_ecv() -> Option<bool> {
-    arch::has_ecv()
+    arch::ECV.map(|has_ecv| has_ecv())
 }

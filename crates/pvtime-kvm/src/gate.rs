@@ -145,36 +145,48 @@ impl<C> Gate<C> {
         !self.barred.load(Ordering::SeqCst)
     }
 
-    /// Closes the gate and returns when every member waits at it. If that takes longer than
-    /// `limit` the gate is open again.
+    /// Closes the gate, if it is open, and returns when every member waits at it. If that takes
+    /// longer than `limit` the gate is as it was.
     ///
     /// # Errors
     ///
-    /// [`CloseError`]; threads run on.
+    /// [`CloseError`].
     pub fn close(&self, limit: Duration) -> Result<(), CloseError> {
         let mut state = self.lock();
-        if state.position != Position::Open {
-            return Ok(());
+        let was_open = state.position == Position::Open;
+        if was_open {
+            self.set(&mut state, Position::Closed);
         }
-        self.set(&mut state, Position::Closed);
-        if let Err(error) = self.kick_all(&state) {
+        let (mut state, closed) = self.await_members(state, limit);
+        if was_open && closed.is_err() {
             self.set(&mut state, Position::Open);
-            return Err(error);
         }
-        let (mut state, timeout) = self
+        closed
+    }
+
+    fn await_members<'a>(
+        &self,
+        state: MutexGuard<'a, State<C>>,
+        limit: Duration,
+    ) -> (MutexGuard<'a, State<C>>, Result<(), CloseError>) {
+        if let Err(error) = self.kick_all(&state) {
+            return (state, Err(error));
+        }
+        let (state, _) = self
             .changed
             .wait_timeout_while(state, limit, |state| {
                 state.position == Position::Closed && !state.members.iter().all(|it| it.waiting)
             })
             .unwrap_or_else(PoisonError::into_inner);
-        if timeout.timed_out()
-            && let Some(late) = state.members.iter().find(|member| !member.waiting)
-        {
-            let index = late.index;
-            self.set(&mut state, Position::Open);
-            return Err(CloseError::Stuck { index, limit });
-        }
-        Ok(())
+        let late = state.members.iter().find(|member| !member.waiting);
+        let closed = match late.filter(|_| state.position == Position::Closed) {
+            Some(late) => Err(CloseError::Stuck {
+                index: late.index,
+                limit,
+            }),
+            None => Ok(()),
+        };
+        (state, closed)
     }
 
     /// Opens a gate that was closed; nothing happens to one that is open or stopped.
@@ -242,20 +254,41 @@ impl<C> Gate<C> {
     }
 }
 
+/// Something that a thread does at the gate; it hears of it itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passing {
+    /// It is out of the guest and waits from here on.
+    Arrives,
+    /// It waited, and goes into the guest now.
+    Leaves,
+}
+
 /// A thread's membership. Dropping it, on any thread, leaves.
-#[derive(Debug)]
 pub struct Member<C> {
     gate: Arc<Gate<C>>,
     index: usize,
+    watch: Box<dyn Fn(Passing) + Send>,
+}
+
+impl<C> std::fmt::Debug for Member<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Member")
+            .field("index", &self.index)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<C> Member<C> {
-    /// Makes the calling thread the one for vCPU `index`.
+    /// Makes the calling thread the one for vCPU `index`; it calls `watch` when it passes.
     ///
     /// # Panics
     ///
     /// If that vCPU has a thread.
-    pub fn join(gate: &Arc<Gate<C>>, index: usize) -> Self {
+    pub fn join(
+        gate: &Arc<Gate<C>>,
+        index: usize,
+        watch: impl Fn(Passing) + Send + 'static,
+    ) -> Self {
         let mut state = gate.lock();
         assert!(
             state.members.iter().all(|member| member.index != index),
@@ -271,6 +304,7 @@ impl<C> Member<C> {
         Self {
             gate: Arc::clone(gate),
             index,
+            watch: Box::new(watch),
         }
     }
 
@@ -300,12 +334,17 @@ impl<C> Member<C> {
 
     /// Waits while the gate is closed, doing what is asked meanwhile.
     fn wait(&self, vcpu: &mut C) -> Passage {
+        (self.watch)(Passing::Arrives);
+        let passage = self.wait_for_opening(vcpu);
+        if passage == Passage::Guest {
+            (self.watch)(Passing::Leaves);
+        }
+        passage
+    }
+
+    fn wait_for_opening(&self, vcpu: &mut C) -> Passage {
         let mut state = self.gate.lock();
-        loop {
-            match state.position {
-                Position::Open | Position::Stopped => break,
-                Position::Closed => {}
-            }
+        while state.position == Position::Closed {
             let member = self.own(&mut state);
             if let Some(job) = member.job.take() {
                 drop(state);

@@ -29,9 +29,9 @@ pub fn read(vcpu: &VcpuFd) -> io::Result<VcpuTimers> {
     let timer = |control, compare| -> io::Result<Timer> {
         // The upper half of a control register is reserved, and KVM may make up ISTATUS.
         let switches = TimerControl::ENABLE | TimerControl::IMASK;
-        let control = (get(vcpu, control)? & u64::from(switches)) as u32;
+        let [control, ..] = get(vcpu, control)?.to_le_bytes();
         Ok(Timer {
-            control: TimerControl(control),
+            control: TimerControl(u32::from(control) & switches),
             compare_value: CompareValue(get(vcpu, compare)?),
         })
     };
@@ -45,7 +45,12 @@ pub fn read(vcpu: &VcpuFd) -> io::Result<VcpuTimers> {
 
 /// Writes a vCPU's timers: each compare value before the control that lets it fire.
 pub fn write(vcpu: &VcpuFd, timers: &VcpuTimers) -> io::Result<()> {
-    let VcpuTimers { virtual_timer, physical_timer, event_control, chosen_stream: _ } = timers;
+    let VcpuTimers {
+        virtual_timer,
+        physical_timer,
+        event_control,
+        chosen_stream: _,
+    } = timers;
     set(vcpu, CNTKCTL_EL1, *event_control)?;
     set(vcpu, TIMER_CVAL, virtual_timer.compare_value.0)?;
     set(vcpu, PTIMER_CVAL, physical_timer.compare_value.0)?;

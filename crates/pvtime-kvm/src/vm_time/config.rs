@@ -3,11 +3,11 @@
 use std::io;
 use std::time::Duration;
 
-use pvtime::host::ledger::LedgerError;
 use pvtime::host::saved::SavedError;
 use pvtime::host::timeline::{NegativeElapsed, Policies, TimelineError};
 use vm_memory::{Address, GuestAddress};
 
+use super::account::AccountError;
 use crate::gate::CloseError;
 use crate::offset::SetOffsetError;
 use crate::region::BLOCK_BYTES;
@@ -52,7 +52,9 @@ impl VmTimeConfig {
             return Err(Error::Vcpus { vcpus });
         }
         if !region.raw_value().is_multiple_of(Self::REGION_BYTES) {
-            return Err(Error::Unaligned { address: region.raw_value() });
+            return Err(Error::Unaligned {
+                address: region.raw_value(),
+            });
         }
         Ok(())
     }
@@ -192,13 +194,13 @@ pub enum Error {
         /// Why.
         source: thread_stat::Error,
     },
-    /// The accounts of a vCPU's thread contradict themselves.
+    /// A vCPU's ledger cannot go on.
     #[error("the ledger of vCPU {index} cannot go on: {source}")]
-    Ledger {
+    Account {
         /// The vCPU's index.
         index: usize,
         /// Why.
-        source: LedgerError,
+        source: AccountError,
     },
     /// Stolen time could not be counted.
     #[error("the stolen time of vCPU {index} cannot be counted: {source}")]
@@ -212,7 +214,9 @@ pub enum Error {
     #[error(transparent)]
     Saved(#[from] SavedError),
     /// The saved time is of a VM of another shape.
-    #[error("the saved time has {actual} bytes, and that of a VM with {vcpus} vCPUs has {expected}")]
+    #[error(
+        "the saved time has {actual} bytes, and that of a VM with {vcpus} vCPUs has {expected}"
+    )]
     SavedLength {
         /// vCPUs of this VM.
         vcpus: usize,

@@ -4,6 +4,7 @@ use std::io;
 use std::thread::sleep;
 use std::time::Duration;
 
+use kvm_ioctls::VcpuFd;
 use pvtime::host::timeline::{Action, CounterScope};
 use pvtime::host::timers::Translation;
 use pvtime::host::{CounterOffset, HostCount};
@@ -43,29 +44,38 @@ impl VmTime {
     }
 
     fn translate_timers(&self, state: &mut State, translation: Translation) -> Result<(), Error> {
-        let chosen: Vec<_> = state.bound().map(|(_, bound)| bound.chosen_stream).collect();
-        let translated = self.gate.on_each(move |index, vcpu| {
+        let chosen: Vec<_> = state
+            .bound()
+            .map(|(_, bound)| bound.chosen_stream)
+            .collect();
+        let translated = self.on_stopped(move |index, vcpu| {
             let mut timers = timers::read(vcpu)?;
             timers.chosen_stream = chosen[index];
             let translated = translation.apply(&timers);
             timers::write(vcpu, &translated.timers)?;
             io::Result::Ok(translated.timers.chosen_stream)
         });
-        let translated = translated.expect("a stopped VM's vCPUs wait at the gate");
         for ((index, bound), chosen) in state.bound().zip(translated) {
             bound.chosen_stream = chosen.map_err(|source| Error::Registers { index, source })?;
         }
         Ok(())
     }
 
+    /// Does `job` on every vCPU of a VM that the timeline says is stopped.
+    pub(super) fn on_stopped<R: Send + 'static>(
+        &self,
+        job: impl Fn(usize, &VcpuFd) -> R + Send + Sync + 'static,
+    ) -> Vec<R> {
+        let results = self.gate.on_each(move |index, vcpu| job(index, vcpu));
+        results.expect("a stopped VM's vCPUs wait at the gate")
+    }
+
     /// Does `job` on every vCPU and returns the first error.
     pub(super) fn on_vcpus(
         &self,
-        job: impl Fn(usize, &kvm_ioctls::VcpuFd) -> io::Result<()> + Send + Sync + 'static,
+        job: impl Fn(usize, &VcpuFd) -> io::Result<()> + Send + Sync + 'static,
     ) -> Result<(), Error> {
-        let results = self.gate.on_each(move |index, vcpu| job(index, vcpu));
-        let results = results.expect("a stopped VM's vCPUs wait at the gate");
-        for (index, result) in results.into_iter().enumerate() {
+        for (index, result) in self.on_stopped(job).into_iter().enumerate() {
             result.map_err(|source| Error::Registers { index, source })?;
         }
         Ok(())

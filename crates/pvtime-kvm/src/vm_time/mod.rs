@@ -1,30 +1,33 @@
 //! The one owner of a VM's time.
 
+mod account;
 mod config;
 mod execute;
 mod saved;
 mod vcpu;
 
+pub use account::AccountError;
 pub use config::{CounterChoice, Error, VmTimeConfig};
 pub use vcpu::{RunningVcpu, VcpuTime};
 
+use account::VcpuAccount;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kvm_ioctls::{VcpuFd, VmFd};
 use pvtime::host::Cause;
-use pvtime::host::ledger::{Accounts, Ledger, ThreadSample};
+use pvtime::host::ledger::Accounts;
 use pvtime::host::timeline::{Adjustment, Config, CounterScope, Event, Timeline};
 use pvtime::host::timers::ChosenStream;
 use pvtime::scale::Frequency;
 use rustix::thread::Pid;
 use serde::Serialize;
-use vm_memory::Address;
 
 use crate::gate::Gate;
 use crate::record::{Record, Records};
 use crate::stolen_time::{Stolen, StolenTimeSample};
-use crate::thread_stat::{HaltTime, ThreadAccounts, run_delay_ns, run_ns};
+use crate::thread_stat::{HaltTime, run_delay_ns, run_ns};
 use crate::{HostTime, ReservedMemory, StolenTimeProvider, clock, counter};
 
 /// How long a vCPU may take to come out of the guest and of the handling of an exit.
@@ -41,6 +44,7 @@ pub struct VmTime {
     frequency: Frequency,
     stolen: Stolen,
     created_ns: u64,
+    closed_for: Arc<ClosedFor>,
     state: Mutex<State>,
     records: Records,
 }
@@ -62,9 +66,7 @@ enum Vcpu {
 /// A vCPU that has a thread.
 #[derive(Debug)]
 struct Bound {
-    accounts: ThreadAccounts,
-    /// From the start or the restoration on.
-    ledger: Option<Ledger>,
+    account: Arc<VcpuAccount>,
     chosen_stream: Option<ChosenStream>,
 }
 
@@ -99,6 +101,7 @@ impl VmTime {
             frequency: counter::frequency().ok_or(Error::NoFrequency)?,
             stolen: Stolen::new(vm, config.stolen_time.provider(host)?, &config)?,
             created_ns: clock::boottime_ns(),
+            closed_for: Arc::default(),
             state: Mutex::new(State { timeline, vcpus }),
             records: Records::default(),
         }))
@@ -114,7 +117,10 @@ impl VmTime {
     pub fn attach(self: &Arc<Self>, vcpu: &VcpuFd, index: usize) -> Result<VcpuTime, Error> {
         let mut state = self.lock();
         let vcpus = state.vcpus.len();
-        let known = state.vcpus.get_mut(index).ok_or(Error::NoSuchVcpu { index, vcpus })?;
+        let known = state
+            .vcpus
+            .get_mut(index)
+            .ok_or(Error::NoSuchVcpu { index, vcpus })?;
         if !matches!(known, Vcpu::New) {
             return Err(Error::AttachedTwice { index });
         }
@@ -132,12 +138,8 @@ impl VmTime {
     /// that was started or restored before, and what setting the counters fails with.
     pub fn start(&self) -> Result<(), Error> {
         let mut state = self.lock();
-        state.check_threads()?;
+        self.check_threads(&state)?;
         self.step(&mut state, Event::Start)?;
-        for (index, bound) in state.bound() {
-            let sample = bound.sample(index)?;
-            bound.ledger = Some(Ledger::start(sample));
-        }
         self.gate.open();
         Ok(())
     }
@@ -153,31 +155,17 @@ impl VmTime {
         let mut state = self.lock();
         let ran = state.timeline.is_running();
         if ran {
+            self.closed_for.set(cause);
             self.gate.close(CLOSE_LIMIT)?;
         }
-        let paused = self.stop(&mut state, cause);
+        let paused = self
+            .stolen
+            .publish()
+            .and_then(|()| self.step(&mut state, Event::Pause(cause)));
         if ran && paused.is_err() {
             self.gate.open();
         }
-        paused
-    }
-
-    fn stop(&self, state: &mut State, cause: Cause) -> Result<(), Error> {
-        let mut ledgers = Vec::new();
-        if state.timeline.is_running() {
-            self.stolen.publish()?;
-            for (index, bound) in state.bound() {
-                let sample = bound.sample(index)?;
-                let mut ledger = *bound.ledger();
-                ledger.stop(sample).map_err(|source| Error::Ledger { index, source })?;
-                ledgers.push(ledger);
-            }
-        }
-        self.step(state, Event::Pause(cause))?;
-        for ((_, bound), ledger) in state.bound().zip(ledgers) {
-            bound.ledger = Some(ledger);
-        }
-        Ok(())
+        paused.map(drop)
     }
 
     /// Sets the counters of a stopped VM by its policy, and lets its vCPUs into the guest.
@@ -188,13 +176,7 @@ impl VmTime {
     /// setting the counters fails with. The VM is stopped still after an error.
     pub fn resume(&self) -> Result<(), Error> {
         let mut state = self.lock();
-        let adjustment = self.step(&mut state, Event::Resume)?;
-        let cause = adjustment.and_then(|adjustment| adjustment.cause).unwrap_or(Cause::Operator);
-        for (index, bound) in state.bound() {
-            let sample = bound.sample(index)?;
-            let resumed = bound.ledger().resume(sample, cause);
-            resumed.map_err(|source| Error::Ledger { index, source })?;
-        }
+        self.step(&mut state, Event::Resume)?;
         self.gate.open();
         Ok(())
     }
@@ -240,7 +222,11 @@ impl VmTime {
     /// What to reserve in the device tree.
     #[must_use]
     pub fn reserved_memory(&self) -> Vec<ReservedMemory> {
-        self.stolen.structures().iter().map(|it| it.block().reserved("stolen-time")).collect()
+        self.stolen
+            .structures()
+            .iter()
+            .map(|it| it.block().reserved("stolen-time"))
+            .collect()
     }
 
     /// What the host counted for each vCPU's thread, and what stands in guest memory, one right
@@ -256,14 +242,18 @@ impl VmTime {
             let thread = vcpu.thread();
             let accounts = thread.map(|thread| Ok((run_ns(thread)?, run_delay_ns(thread)?)));
             let accounts = accounts.transpose();
-            let (run_ns, run_delay_ns) =
-                accounts.map_err(|source| Error::Accounts { index, source })?.unwrap_or_default();
+            let (run_ns, run_delay_ns) = accounts
+                .map_err(|source| Error::Accounts { index, source })?
+                .unwrap_or_default();
             vcpus.push(VcpuSample {
                 index,
                 thread_id: thread.map(|thread| thread.as_raw_nonzero().get()),
                 run_ns,
                 run_delay_ns,
-                stolen_time: self.stolen.structures().map(|structures| structures.load(index)),
+                stolen_time: self
+                    .stolen
+                    .structures()
+                    .map(|structures| structures.load(index)),
             });
         }
         let elapsed_ns = clock::boottime_ns() - self.created_ns;
@@ -277,14 +267,15 @@ impl VmTime {
     ///
     /// [`Error::NoThread`] for a VM that was not started, [`Error::Close`] and [`Error::Accounts`].
     pub fn ledger(&self) -> Result<Vec<Accounts>, Error> {
-        let mut state = self.lock();
-        state.check_threads()?;
-        let runs = state.timeline.is_running();
-        if runs {
-            self.gate.close(CLOSE_LIMIT)?;
+        let state = self.lock();
+        state.check_bound()?;
+        if let Some(cause) = state.timeline.stop_cause() {
+            return state.accounts(|account| account.up_to_now(cause));
         }
-        let accounts = state.enter_all();
-        if runs {
+        self.closed_for.set(Cause::Operator);
+        self.gate.close(CLOSE_LIMIT)?;
+        let accounts = state.accounts(VcpuAccount::entered);
+        if state.timeline.is_running() {
             self.gate.open();
         }
         accounts
@@ -304,8 +295,33 @@ impl VmTime {
         Ok(step.adjustment)
     }
 
+    /// Returns when every vCPU has a thread that waits at the gate, which was not opened yet.
+    fn check_threads(&self, state: &State) -> Result<(), Error> {
+        state.check_bound()?;
+        if !state.timeline.is_running() {
+            self.gate.close(CLOSE_LIMIT)?;
+        }
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why the gate is closed, for the accounts of those who wait there.
+#[derive(Debug, Default)]
+struct ClosedFor(AtomicUsize);
+
+impl ClosedFor {
+    fn set(&self, cause: Cause) {
+        let position = Cause::ALL.iter().position(|it| *it == cause);
+        self.0
+            .store(position.expect("every cause is listed"), Ordering::Release);
+    }
+
+    fn get(&self) -> Cause {
+        Cause::ALL[self.0.load(Ordering::Acquire)]
     }
 }
 
@@ -318,61 +334,46 @@ impl Drop for VmTime {
 impl State {
     /// The vCPUs that have a thread.
     fn bound(&mut self) -> impl Iterator<Item = (usize, &mut Bound)> {
-        self.vcpus.iter_mut().enumerate().filter_map(|(index, vcpu)| match vcpu {
-            Vcpu::Bound(bound) => Some((index, bound)),
-            Vcpu::New | Vcpu::Attached(_) => None,
-        })
+        self.vcpus
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(index, vcpu)| match vcpu {
+                Vcpu::Bound(bound) => Some((index, bound)),
+                Vcpu::New | Vcpu::Attached(_) => None,
+            })
     }
 
-    fn check_threads(&self) -> Result<(), Error> {
+    fn check_bound(&self) -> Result<(), Error> {
         match self.vcpus.iter().position(|vcpu| vcpu.thread().is_none()) {
             Some(index) => Err(Error::NoThread { index }),
             None => Ok(()),
         }
     }
 
-    /// Brings every ledger up to now and reads it. The ongoing pause of a stopped VM is shown, and
-    /// entered when it ends.
-    fn enter_all(&mut self) -> Result<Vec<Accounts>, Error> {
-        let runs = self.timeline.is_running();
-        let ongoing = self.timeline.stop_cause().unwrap_or(Cause::Operator);
-        self.bound()
-            .map(|(index, bound)| {
-                let sample = bound.sample(index)?;
-                let ledger = bound.ledger.as_mut().ok_or(Error::NoThread { index })?;
-                let mut shown = *ledger;
-                if runs {
-                    shown.enter(sample).map_err(|source| Error::Ledger { index, source })?;
-                    *ledger = shown;
-                } else {
-                    let resumed = shown.resume(sample, ongoing);
-                    resumed.map_err(|source| Error::Ledger { index, source })?;
+    fn accounts(
+        &self,
+        read: impl Fn(&VcpuAccount) -> Result<Accounts, AccountError>,
+    ) -> Result<Vec<Accounts>, Error> {
+        let accounts = self
+            .vcpus
+            .iter()
+            .enumerate()
+            .map(|(index, vcpu)| match vcpu {
+                Vcpu::Bound(bound) => {
+                    read(&bound.account).map_err(|source| Error::Account { index, source })
                 }
-                Ok(*shown.accounts())
-            })
-            .collect()
+                Vcpu::New | Vcpu::Attached(_) => Err(Error::NoThread { index }),
+            });
+        accounts.collect()
     }
 }
 
 impl Vcpu {
     fn thread(&self) -> Option<Pid> {
         match self {
-            Self::Bound(bound) => Some(bound.accounts.thread()),
+            Self::Bound(bound) => Some(bound.account.thread()),
             Self::New | Self::Attached(_) => None,
         }
-    }
-}
-
-impl Bound {
-    fn sample(&mut self, index: usize) -> Result<ThreadSample, Error> {
-        self.accounts.sample().map_err(|source| Error::Accounts { index, source })
-    }
-
-    /// # Panics
-    ///
-    /// For a VM that was neither started nor restored, which the timeline refuses before.
-    fn ledger(&mut self) -> &mut Ledger {
-        self.ledger.as_mut().expect("a VM that was started has ledgers")
     }
 }
 

@@ -1,10 +1,6 @@
 //! A stopped VM's time as bytes, and back.
 
-use std::io;
-
-use pvtime::abi::stolen_time::StolenTime;
 use pvtime::host::Cause;
-use pvtime::host::ledger::Ledger;
 use pvtime::host::saved::{SavedVcpu, SavedVm, Sequences};
 use pvtime::host::timeline::Event;
 
@@ -21,15 +17,17 @@ impl VmTime {
     pub fn save(&self) -> Result<Vec<u8>, Error> {
         let mut state = self.lock();
         let mut bytes = state.timeline.save(Sequences::default())?.emit().to_vec();
-        let timers = self.gate.on_each(|_, vcpu| timers::read(vcpu));
-        let timers = timers.expect("a stopped VM's vCPUs wait at the gate");
+        let timers = self.on_stopped(|_, vcpu| timers::read(vcpu));
         for ((index, bound), timers) in state.bound().zip(timers) {
             let mut timers = timers.map_err(|source| Error::Registers { index, source })?;
             timers.chosen_stream = bound.chosen_stream;
             let saved = SavedVcpu {
                 timers,
                 stolen: self.stolen.value(index),
-                accounts: *bound.ledger().accounts(),
+                accounts: bound
+                    .account
+                    .entered()
+                    .map_err(|source| Error::Account { index, source })?,
             };
             bytes.extend(saved.emit());
         }
@@ -45,7 +43,7 @@ impl VmTime {
     /// the VM cannot go on here, and what writing timers fails with.
     pub fn restore(&self, bytes: &[u8], cause: Cause) -> Result<(), Error> {
         let mut state = self.lock();
-        state.check_threads()?;
+        self.check_threads(&state)?;
         let (vm, vcpus) = parse(bytes, state.vcpus.len())?;
         self.step(&mut state, Event::Restore { saved: &vm, cause })?;
         let written = vcpus.clone();
@@ -62,13 +60,13 @@ impl VmTime {
     ) -> Result<(), Error> {
         let now_ns = clock::sample(self.frequency).wall_ns;
         let away_ns = now_ns.saturating_sub(vm.sample.wall_ns);
+        self.closed_for.set(cause);
         for ((index, bound), saved) in state.bound().zip(vcpus) {
-            let sample = bound.sample(index)?;
-            let ledger = Ledger::restore(saved.accounts, sample, cause, away_ns);
-            bound.ledger = Some(ledger.map_err(|source| Error::Ledger { index, source })?);
+            let restored = bound.account.restore(saved.accounts, cause, away_ns);
+            restored.map_err(|source| Error::Account { index, source })?;
             bound.chosen_stream = saved.timers.chosen_stream;
             if let Some(value) = saved.stolen {
-                self.stolen.restore(index, bound.accounts.thread(), value)?;
+                self.stolen.restore(index, bound.account.thread(), value)?;
             }
         }
         Ok(())
@@ -78,7 +76,11 @@ impl VmTime {
 fn parse(bytes: &[u8], vcpus: usize) -> Result<(SavedVm, Vec<SavedVcpu>), Error> {
     let expected = SavedVm::SIZE_BYTES + vcpus * SavedVcpu::SIZE_BYTES;
     if bytes.len() != expected {
-        return Err(Error::SavedLength { vcpus, expected, actual: bytes.len() });
+        return Err(Error::SavedLength {
+            vcpus,
+            expected,
+            actual: bytes.len(),
+        });
     }
     let (vm, rest) = bytes.split_at(SavedVm::SIZE_BYTES);
     let vcpus = rest.chunks(SavedVcpu::SIZE_BYTES).map(SavedVcpu::parse);

@@ -7,9 +7,9 @@ use kvm_ioctls::{Error as KvmError, VcpuExit, VcpuFd};
 use pvtime::host::hypercalls::{Answer, Effect, ExecutionState, Request};
 use rustix::thread::gettid;
 
+use super::account::VcpuAccount;
 use super::{Bound, Error, Vcpu, VmTime};
-use crate::gate::Member;
-use crate::thread_stat::ThreadAccounts;
+use crate::gate::{Member, Passing};
 use crate::timers::{get, set};
 
 /// A vCPU that was attached and has no thread yet.
@@ -22,7 +22,10 @@ pub struct VcpuTime {
 
 impl VcpuTime {
     pub(super) fn new(time: &Arc<VmTime>, index: usize) -> Self {
-        Self { time: Arc::clone(time), index }
+        Self {
+            time: Arc::clone(time),
+            index,
+        }
     }
 
     /// Makes the calling thread the one that runs this vCPU; its accounts are the vCPU's.
@@ -41,13 +44,25 @@ impl VcpuTime {
         let Vcpu::Attached(halt) = std::mem::replace(slot, Vcpu::New) else {
             unreachable!("vCPU {index} was attached and not bound");
         };
-        let accounts = ThreadAccounts::of_this_thread(halt)
+        let account = VcpuAccount::of_this_thread(halt)
             .map_err(|source| Error::Accounts { index, source })?;
-        *slot = Vcpu::Bound(Bound { accounts, ledger: None, chosen_stream: None });
+        let account = Arc::new(account);
+        *slot = Vcpu::Bound(Bound {
+            account: Arc::clone(&account),
+            chosen_stream: None,
+        });
         drop(state);
         time.stolen.bind(index, gettid())?;
-        let member = Member::join(&time.gate, index);
-        Ok(RunningVcpu { time, index, member })
+        let closed_for = Arc::clone(&time.closed_for);
+        let member = Member::join(&time.gate, index, move |passing| match passing {
+            Passing::Arrives => account.arrive(),
+            Passing::Leaves => account.leave(closed_for.get()),
+        });
+        Ok(RunningVcpu {
+            time,
+            index,
+            member,
+        })
     }
 }
 
@@ -102,5 +117,9 @@ fn read_request(vcpu: &VcpuFd) -> io::Result<Request> {
         0 => ExecutionState::AArch64,
         _ => ExecutionState::AArch32,
     };
-    Ok(Request::from_registers(state, get(vcpu, x(0))?, get(vcpu, x(1))?))
+    Ok(Request::from_registers(
+        state,
+        get(vcpu, x(0))?,
+        get(vcpu, x(1))?,
+    ))
 }

@@ -33,7 +33,7 @@ mod deadline;
 mod error;
 mod event_stream;
 #[cfg(test)]
-mod exact;
+pub(crate) mod exact;
 mod frequency;
 mod live_time;
 mod mapping;
