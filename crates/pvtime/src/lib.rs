@@ -6,5 +6,6 @@ extern crate std;
 
 pub mod abi;
 pub mod guest;
+pub mod host;
 pub mod scale;
 pub mod seqlock;

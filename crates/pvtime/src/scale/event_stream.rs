@@ -26,10 +26,20 @@ pub struct TranslatedStream {
     pub stream: EventStream,
     /// How many bits above (or, negative, below) the chosen one the nearest would have been, had
     /// the hardware had it. Not 0 means that translating back gives another bit.
-    pub lost_bits: i8,
+    pub lost_bits: i16,
 }
 
 impl EventStream {
+    /// The stream of a counter bit; `None` above 23, which no hardware has.
+    #[must_use]
+    pub const fn from_bit(bit: u8) -> Option<Self> {
+        if bit > LAST_BIT + EVNTIS_BITS {
+            None
+        } else {
+            Some(Self { bit })
+        }
+    }
+
     /// The counter bit in a value of `CNTKCTL_EL1`; its other fields are not looked at.
     #[must_use]
     pub const fn from_cntkctl(cntkctl: u64) -> Self {
@@ -57,32 +67,41 @@ impl EventStream {
         self.bit
     }
 
-    /// The bit of a counter at `to` that is nearest in time to this bit of a counter at `from`.
+    /// The bit of a counter at `to` that is nearest in time to `bit` of a counter at `from`,
+    /// whether hardware has such bits or not.
     ///
-    /// The factor between the two periods is below the square root of 2, unless the bit is beyond
-    /// those that there are, with or without `FEAT_ECV` (`has_ecv`); then it is the last one there
-    /// is, and the result says how many bits were lost. Two translations between the same two
-    /// frequencies, there and back, cancel out when nothing was lost.
+    /// The factor between the two periods is below the square root of 2. Two translations between
+    /// the same two frequencies, there and back, cancel out.
     #[must_use]
-    pub fn translate(self, from: Frequency, to: Frequency, has_ecv: bool) -> TranslatedStream {
+    pub fn translate_bit(bit: i16, from: Frequency, to: Frequency) -> i16 {
+        bit.saturating_add(log2_nearest(from, to))
+    }
+
+    /// The stream that hardware has, with `FEAT_ECV` or without, which is nearest to `bit`.
+    #[must_use]
+    pub fn nearest(bit: i16, has_ecv: bool) -> TranslatedStream {
         let last = if has_ecv {
             LAST_BIT + EVNTIS_BITS
         } else {
             LAST_BIT
         };
-        let nearest = self.bit.cast_signed() + log2_nearest(from, to);
-        let bit = nearest.clamp(0, last.cast_signed());
+        let there_is = u8::try_from(bit.max(0)).map_or(last, |bit| bit.min(last));
         TranslatedStream {
-            stream: Self {
-                bit: bit.cast_unsigned(),
-            },
-            lost_bits: nearest - bit,
+            stream: Self { bit: there_is },
+            lost_bits: bit.saturating_sub(there_is.into()),
         }
+    }
+
+    /// The stream of a counter at `to` that is nearest in time to this stream of a counter at
+    /// `from`: [`translate_bit`](Self::translate_bit), then [`nearest`](Self::nearest).
+    #[must_use]
+    pub fn translate(self, from: Frequency, to: Frequency, has_ecv: bool) -> TranslatedStream {
+        Self::nearest(Self::translate_bit(self.bit.into(), from, to), has_ecv)
     }
 }
 
 /// The integer nearest to the logarithm of `to / from` to the base 2, -64 to 64.
-fn log2_nearest(from: Frequency, to: Frequency) -> i8 {
+fn log2_nearest(from: Frequency, to: Frequency) -> i16 {
     if to < from {
         return -log2_nearest(to, from);
     }
@@ -92,8 +111,8 @@ fn log2_nearest(from: Frequency, to: Frequency) -> i8 {
     let past_half = (lower * lower)
         .checked_mul(2)
         .is_some_and(|middle| u128::from(to.hz()).pow(2) > middle);
-    let nearest = whole + u32::from(past_half);
-    i8::try_from(nearest).expect("a 64-bit ratio has a logarithm of at most 64")
+    // At most 64, for 64-bit rates.
+    i16::try_from(whole + u32::from(past_half)).unwrap_or(i16::MAX)
 }
 
 #[cfg(test)]
@@ -117,7 +136,9 @@ mod tests {
         assert_eq!(stream(3).to_cntkctl(0xffff_ffff), 0xfffd_ff3f);
         assert_eq!(stream(15).to_cntkctl(0xa505), 0xa5f5);
         assert_eq!(stream(16).to_cntkctl(0xa505), 0x2_a585);
+        assert_eq!(EventStream::from_bit(24), None);
         for bit in 0..=23 {
+            assert_eq!(EventStream::from_bit(bit), Some(stream(bit)));
             assert_eq!(
                 EventStream::from_cntkctl(stream(bit).to_cntkctl(0)),
                 stream(bit)
@@ -227,8 +248,8 @@ mod tests {
             if there.lost_bits == 0 {
                 prop_assert_eq!(back.stream, stream(bit));
             } else {
-                let reached = back.stream.bit().cast_signed() + back.lost_bits;
-                prop_assert_eq!(reached + there.lost_bits, bit.cast_signed());
+                let reached = i16::from(back.stream.bit()) + back.lost_bits;
+                prop_assert_eq!(reached + there.lost_bits, i16::from(bit));
             }
         }
     }

@@ -77,7 +77,7 @@ impl Multiplier {
     }
 
     /// PV ticks per native tick, in units of 2^-64.
-    pub(super) fn step(self) -> u128 {
+    pub(crate) fn step(self) -> u128 {
         u128::from(self.factor().get()) << (64 - self.fraction_bits())
     }
 
