@@ -198,3 +198,103 @@ pub(super) fn check_sequence(structure: Structure, sequence: u64) -> Result<(), 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn each_error_says_what_was_wrong_and_what_to_do() {
+        use Structure::{LivePhysicalTime, PausedTime, StolenTime, VmClock};
+        let (needed_bytes, actual_bytes) = (16, 8);
+        for (error, message) in [
+            (
+                ParseError::TooShort {
+                    structure: StolenTime,
+                    needed_bytes,
+                    actual_bytes,
+                },
+                "the stolen-time structure needs 16 bytes and got 8: map or pass all of it",
+            ),
+            (
+                ParseError::BeingWritten {
+                    structure: LivePhysicalTime,
+                    sequence: 5,
+                },
+                "the live-physical-time structure was being written (sequence 5): take its bytes again",
+            ),
+            (
+                ParseError::Unpublished {
+                    structure: PausedTime,
+                },
+                "nothing was published in the paused-time structure (sequence 0): check its address, \
+                 or wait for the host",
+            ),
+            (
+                ParseError::Magic {
+                    structure: VmClock,
+                    found: 0,
+                    expected: 0x4b4c_4356,
+                },
+                "the VMClock structure starts with 0x00000000, not with its magic 0x4b4c4356: \
+                 check its address",
+            ),
+            (
+                ParseError::Size {
+                    structure: VmClock,
+                    found: 4096,
+                    least: 32,
+                    most: 112,
+                },
+                "the VMClock structure says it has 4096 bytes, of 32 to 112: map all of it, or do \
+                 without it",
+            ),
+            (
+                ParseError::Version {
+                    structure: PausedTime,
+                    found: 2,
+                    known: 1,
+                },
+                "the paused-time structure has version 2, known is 1: do without it, or update \
+                 the reader",
+            ),
+            (
+                ParseError::Revision {
+                    structure: StolenTime,
+                    found: 1,
+                    known: 0,
+                },
+                "the stolen-time structure has revision 1, known is 0: do without it, or update \
+                 the reader",
+            ),
+            (
+                ParseError::Attributes {
+                    structure: StolenTime,
+                    found: 0x10,
+                },
+                "the stolen-time structure has attributes 0x10, revision 0 has none: do without \
+                 it, or update the reader",
+            ),
+            (
+                ParseError::Zero {
+                    structure: LivePhysicalTime,
+                    field: "pv_freq",
+                },
+                "the live-physical-time structure has a zero pv_freq: do without it, and report it \
+                 to the VMM's authors",
+            ),
+            (
+                ParseError::OutOfRange {
+                    structure: VmClock,
+                    field: "time_type",
+                    found: 3,
+                    most: 2,
+                },
+                "the VMClock structure has time_type 3, at most 2 is defined: do without it",
+            ),
+        ] {
+            assert_eq!(error.to_string(), message);
+        }
+    }
+}

@@ -37,3 +37,22 @@ impl fmt::Display for Ipa {
         write!(f, "{:#x}", self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn addresses_know_their_alignment() {
+        let address = Ipa(0x4_0040);
+        assert!(address.is_aligned(64) && !address.is_aligned(128));
+        assert_eq!(address.to_string(), "0x40040");
+    }
+
+    #[test]
+    #[should_panic(expected = "a power of two")]
+    fn an_alignment_of_three_is_a_mistake() {
+        let _ = Ipa(0).is_aligned(3);
+    }
+}

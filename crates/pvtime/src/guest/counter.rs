@@ -37,3 +37,33 @@ impl<C: Counter + ?Sized> Counter for &C {
         (**self).id()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixed;
+
+    impl Counter for Fixed {
+        fn read_ordered(&self) -> u64 {
+            1
+        }
+
+        fn read_unordered(&self) -> u64 {
+            2
+        }
+    }
+
+    #[test]
+    fn a_borrowed_counter_is_the_counter() {
+        fn all(counter: impl Counter) -> (u64, u64, CounterId) {
+            (
+                counter.read_ordered(),
+                counter.read_unordered(),
+                counter.id(),
+            )
+        }
+        assert_eq!(all(&Fixed), all(Fixed));
+        assert_eq!(all(Fixed), (1, 2, CounterId::INVALID));
+    }
+}

@@ -67,3 +67,84 @@ pub enum GuestError {
         indicator: LeapIndicator,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn each_error_says_what_was_wrong_and_what_to_do() {
+        let (published, ours) = (CounterId::X86_TSC, CounterId::ARM_VCNT);
+        for (error, message) in [
+            (
+                GuestError::FrequencyChanged {
+                    attached_hz: 7,
+                    found_hz: 8,
+                },
+                "the PV frequency was 7 Hz and is 8 Hz: report it to the VMM's authors, and attach \
+                 again",
+            ),
+            (
+                GuestError::Untrusted {
+                    status: ClockStatus::UNRELIABLE,
+                },
+                "the VMClock's status is 4, not synchronized or free-running: use another clock",
+            ),
+            (
+                GuestError::NoTime,
+                "the VMClock tells no time, only disruptions: use another clock",
+            ),
+            (
+                GuestError::OtherCounter { published, ours },
+                "the VMClock goes with counter 1, this reader has counter 0: give it that counter, \
+                 or use another clock",
+            ),
+            (
+                GuestError::NotUtc {
+                    time_type: TimeType::Monotonic,
+                },
+                "the VMClock has Monotonic time without a UTC offset: use its time as a span only",
+            ),
+            (
+                GuestError::LeapOutOfPlace { sec: 7 },
+                "the VMClock says that UTC second 7 is a leap second, which ends no day: use \
+                 another clock",
+            ),
+            (
+                GuestError::LeapUnknown {
+                    indicator: LeapIndicator(6),
+                },
+                "the VMClock's leap indicator is 6, at most 5 is defined: use another clock",
+            ),
+            (
+                ReadError::KeepsChanging {
+                    sequence: 8,
+                    attempts: 2,
+                }
+                .into(),
+                "the structure changed (sequence now 8) in each of 2 attempts: go on with the last \
+                 time read, and try again later",
+            ),
+            (
+                ReadError::StaysOdd {
+                    sequence: 7,
+                    attempts: 2,
+                }
+                .into(),
+                "the structure was being written (sequence 7) at each of 2 attempts: go on with the \
+                 last time read, and try again later",
+            ),
+            (
+                ReadError::TooShort {
+                    needed_bytes: 48,
+                    actual_bytes: 40,
+                }
+                .into(),
+                "the structure needs 48 bytes and 40 are mapped: map all of it",
+            ),
+        ] {
+            assert_eq!(error.to_string(), message);
+        }
+    }
+}

@@ -19,42 +19,64 @@ impl LivePhysicalTime {
         })
     }
 
-    /// Where a timer goes when the VM changes from this mapping to `to`: the smallest native count
-    /// whose PV count is not below the PV count of `value`.
-    ///
-    /// So in PV ticks a timer is never early, it is late by less than one native tick of the new
-    /// host, one that has expired stays so, and [`CompareValue::NEVER`] stays what it is.
+    /// The PV count at which a timer with this compare value fires: exactly what the guest computes
+    /// of it, and [`PvDeadline::NEVER`] of [`CompareValue::NEVER`].
     #[must_use]
-    pub fn translate(&self, value: CompareValue, to: &Self) -> TranslatedDeadline {
+    pub fn pv_deadline(&self, value: CompareValue) -> PvDeadline {
         if value == CompareValue::NEVER {
+            return PvDeadline::NEVER;
+        }
+        PvDeadline(self.to_pv.apply_wide(value.0))
+    }
+
+    /// Where to set a timer that is to fire at `deadline`: the smallest native count whose PV count
+    /// is not below it.
+    ///
+    /// So in PV ticks a timer is never early, it is late by less than one native tick, and one that
+    /// has expired stays so.
+    #[must_use]
+    pub fn compare_value(&self, deadline: PvDeadline) -> TranslatedDeadline {
+        if deadline == PvDeadline::NEVER {
             return TranslatedDeadline::Never;
         }
-        let pv_count = self.to_pv.apply_wide(value.0);
         let last = CompareValue::NEVER.0 - 1;
-        if pv_count > to.to_pv.apply_wide(last) {
-            return TranslatedDeadline::Unreachable { pv_count };
+        if deadline.0 > self.to_pv.apply_wide(last) {
+            return TranslatedDeadline::Unreachable;
         }
-        // Reached by a 64-bit count, so the shift below leaves it in 128 bits.
-        let factor = u128::from(to.to_pv.factor().get());
-        let count = (pv_count << to.to_pv.fraction_bits()).div_ceil(factor);
-        u64::try_from(count).map_or(TranslatedDeadline::Unreachable { pv_count }, |count| {
+        // Reached by a 64-bit count, so the shift leaves it in 128 bits.
+        let factor = u128::from(self.to_pv.factor().get());
+        let count = (deadline.0 << self.to_pv.fraction_bits()).div_ceil(factor);
+        u64::try_from(count).map_or(TranslatedDeadline::Unreachable, |count| {
             TranslatedDeadline::At(CompareValue(count))
         })
     }
+
+    /// Where a timer goes when the VM changes from this mapping to `to`:
+    /// [`pv_deadline`](Self::pv_deadline) here, [`compare_value`](Self::compare_value) there.
+    #[must_use]
+    pub fn translate(&self, value: CompareValue, to: &Self) -> TranslatedDeadline {
+        to.compare_value(self.pv_deadline(value))
+    }
 }
 
-/// A deadline on the other host.
+/// The PV count at which a timer fires, which for a far deadline needs more than 64 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PvDeadline(pub u128);
+
+impl PvDeadline {
+    /// All ones: later than any compare value.
+    pub const NEVER: Self = Self(u128::MAX);
+}
+
+/// A deadline in native ticks of another host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TranslatedDeadline {
     /// The compare value.
     At(CompareValue),
     /// It was "never" and still is.
     Never,
-    /// The other host's counter would pass 2^64 first: set as "never", 136 years away or more.
-    Unreachable {
-        /// PV count of the deadline, which may need more than 64 bits.
-        pv_count: u128,
-    },
+    /// That host's counter would pass 2^64 first, in 136 years or more: set as "never".
+    Unreachable,
 }
 
 impl TranslatedDeadline {
@@ -63,7 +85,7 @@ impl TranslatedDeadline {
     pub const fn compare_value(self) -> CompareValue {
         match self {
             Self::At(value) => value,
-            Self::Never | Self::Unreachable { .. } => CompareValue::NEVER,
+            Self::Never | Self::Unreachable => CompareValue::NEVER,
         }
     }
 }
@@ -130,7 +152,17 @@ mod tests {
             at((1 << 63) / 10 + 1)
         );
         let far = slow.translate(CompareValue(1 << 63), &fast);
-        assert_eq!(far, TranslatedDeadline::Unreachable { pv_count: 10 << 63 });
+        assert_eq!(far, TranslatedDeadline::Unreachable);
+        assert_eq!(
+            slow.pv_deadline(CompareValue(1 << 63)),
+            PvDeadline(10 << 63),
+            "still known"
+        );
+        let past_all = PvDeadline(u128::MAX - 1);
+        assert_eq!(
+            slow.compare_value(past_all),
+            TranslatedDeadline::Unreachable
+        );
         assert_eq!(far.compare_value(), CompareValue::NEVER);
     }
 
@@ -170,7 +202,7 @@ mod tests {
                     prop_assert!(count == 0 || pv_count(&to, count - 1) < deadline, "late");
                 }
                 TranslatedDeadline::Never => prop_assert_eq!(value, u64::MAX),
-                TranslatedDeadline::Unreachable { .. } => {
+                TranslatedDeadline::Unreachable => {
                     prop_assert!(pv_count(&to, u64::MAX - 1) < deadline);
                 }
             }

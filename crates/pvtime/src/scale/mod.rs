@@ -5,7 +5,7 @@
 //! | [`Frequency`], [`Ratio`] | a counter's rate, the exact quotient of two | ticks to nanoseconds and back |
 //! | [`Multiplier`], [`LivePhysicalTime`] | a truncated binary fraction, the pair that a VM's structure holds | native to PV ticks and back |
 //! | [`LiveTime`] | PV ticks with 64 fraction bits | what the PV counter should show |
-//! | [`CompareValue`], [`TimerValue`] | when a timer fires, and the signed 32-bit view of it | deadlines |
+//! | [`CompareValue`], [`TimerValue`], [`PvDeadline`] | when a timer fires: native, as the signed 32-bit view, PV | deadlines |
 //! | [`EventStream`] | which counter bit makes events | `CNTKCTL_EL1` |
 //! | [`Timestamp`], [`CounterPeriod`] | seconds with 64 fraction bits, the length of a tick | `VMClock` |
 //! | [`rfc`] | the arithmetic of the 2020 KVM series, defects included | comparison |
@@ -48,7 +48,7 @@ pub use error::ScaleError;
 pub use event_stream::{EventStream, TranslatedStream};
 pub use frequency::{Frequency, NS_PER_S, Ratio, Rounding};
 pub use live_time::{LiveDistance, LiveTime};
-pub use mapping::TranslatedDeadline;
+pub use mapping::{PvDeadline, TranslatedDeadline};
 pub use vmclock::{CounterPeriod, Timestamp};
 
 #[expect(

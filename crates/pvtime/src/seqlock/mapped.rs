@@ -40,7 +40,7 @@ impl<W: Word> MappedWords<W> {
         }
     }
 
-    fn at(&self, index: usize) -> *mut W {
+    fn at(&self, index: usize) -> *const W {
         assert!(index < self.words, "the word lies in the mapping");
         // SAFETY: by the contract of `new` all words below `words` lie in one mapping, and `index`
         // is below it.
@@ -64,9 +64,10 @@ macro_rules! words_at_an_address {
             #[inline]
             fn load(&self, index: usize) -> $word {
                 // SAFETY: `at` checked that the word is mapped and aligned; all accesses of this
-                // program are atomics of this width. A load does not write, so a mapping that may
-                // only be read is enough.
-                let word = unsafe { <$atomic>::from_ptr(self.at(index)) };
+                // program are atomics of this width. Where the mapping may only be read, this is
+                // the exception that `core::sync::atomic` makes: a relaxed load of a word that
+                // the processor loads at once.
+                let word = unsafe { &*self.at(index).cast::<$atomic>() };
                 <$word>::from_le(word.load(Ordering::Relaxed))
             }
         }
@@ -75,7 +76,7 @@ macro_rules! words_at_an_address {
             #[inline]
             fn store(&self, index: usize, value: $word) {
                 // SAFETY: as in `load`; who stores mapped the memory writable.
-                let word = unsafe { <$atomic>::from_ptr(self.at(index)) };
+                let word = unsafe { &*self.at(index).cast::<$atomic>() };
                 word.store(value.to_le(), Ordering::Relaxed);
             }
         }

@@ -47,10 +47,12 @@ macro_rules! word {
                 <$word>::from_le_bytes(bytes)
             }
 
+            #[inline]
             fn to_le(self) -> Self {
                 <$word>::to_le(self)
             }
 
+            #[inline]
             fn is_odd(self) -> bool {
                 self % 2 != 0
             }
@@ -95,6 +97,7 @@ pub trait ReadWords<W: Word> {
     }
 
     /// Orders the accesses before it against those after it.
+    #[inline]
     fn fence(&self, ordering: Ordering) {
         fence(ordering);
     }
@@ -113,16 +116,19 @@ pub trait WriteWords<W: Word>: ReadWords<W> {
 macro_rules! words_in_atomics {
     ($word:ty, $atomic:ty) => {
         impl ReadWords<$word> for [$atomic] {
+            #[inline]
             fn len(&self) -> usize {
                 self.len()
             }
 
+            #[inline]
             fn load(&self, index: usize) -> $word {
                 <$word>::from_le(self[index].load(Ordering::Relaxed))
             }
         }
 
         impl WriteWords<$word> for [$atomic] {
+            #[inline]
             fn store(&self, index: usize, value: $word) {
                 self[index].store(value.to_le(), Ordering::Relaxed);
             }

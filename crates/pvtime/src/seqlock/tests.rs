@@ -2,6 +2,7 @@ use super::*;
 use core::cell::{Cell, RefCell};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use proptest::prelude::*;
+use std::string::ToString;
 use std::thread;
 use std::vec;
 use std::vec::Vec;
@@ -218,6 +219,22 @@ fn short_memory_is_refused_before_anything_is_written() {
             needed_bytes: 12,
             actual_bytes: 8
         }
+    );
+}
+
+#[test]
+fn each_write_error_says_what_to_do() {
+    let short = WriteError::TooShort {
+        needed_bytes: 12,
+        actual_bytes: 8,
+    };
+    assert_eq!(
+        short.to_string(),
+        "the structure needs 12 bytes and the guest has 8 there: give it a larger region"
+    );
+    assert_eq!(
+        WriteError::OddSequence { sequence: 7 }.to_string(),
+        "the saved sequence 7 is odd: refuse the saved state, it is damaged"
     );
 }
 

@@ -36,6 +36,7 @@ pub struct LiveState {
     base_count: GuestCount,
     base: LiveTime,
     seen_pv: u64,
+    ran: bool,
     found: bool,
 }
 
@@ -52,6 +53,8 @@ pub struct LiveParts {
     pub base: LiveTime,
     /// The highest PV count that a vCPU may have read.
     pub seen_pv: u64,
+    /// Whether a vCPU may have run since the VM came to this host.
+    pub ran: bool,
     /// Whether the guest asked for the structure.
     pub found: bool,
 }
@@ -90,6 +93,7 @@ impl LiveState {
             base_count: GuestCount(0),
             base: LiveTime::ZERO,
             seen_pv: 0,
+            ran: false,
             found: false,
         })
     }
@@ -98,8 +102,8 @@ impl LiveState {
     ///
     /// # Errors
     ///
-    /// [`LiveError::Inconsistent`] where the first count is not the nearest to the ideal, or the
-    /// guest has read what no host could have shown it; [`LiveError::Scale`].
+    /// [`LiveError::Inconsistent`] where the first count is not the nearest to the ideal;
+    /// [`LiveError::Scale`].
     pub fn from_parts(parts: LiveParts) -> Result<Self, LiveError> {
         let LiveParts {
             native,
@@ -107,6 +111,7 @@ impl LiveState {
             base_count,
             base,
             seen_pv,
+            ran,
             found,
         } = parts;
         let mapping = LivePhysicalTime::between(native, pv)?;
@@ -121,6 +126,7 @@ impl LiveState {
             base_count,
             base,
             seen_pv,
+            ran,
             found,
         })
     }
@@ -128,13 +134,23 @@ impl LiveState {
     /// The parts, for a state that is saved.
     #[must_use]
     pub fn parts(&self) -> LiveParts {
+        let (native, pv) = (self.native(), self.pv());
+        let Self {
+            mapping: _,
+            base_count,
+            base,
+            seen_pv,
+            ran,
+            found,
+        } = *self;
         LiveParts {
-            native: self.native(),
-            pv: self.pv(),
-            base_count: self.base_count,
-            base: self.base,
-            seen_pv: self.seen_pv,
-            found: self.found,
+            native,
+            pv,
+            base_count,
+            base,
+            seen_pv,
+            ran,
+            found,
         }
     }
 
@@ -176,6 +192,12 @@ impl LiveState {
     #[must_use]
     pub const fn is_found(&self) -> bool {
         self.found
+    }
+
+    /// Whether a vCPU may have run since the VM came to this host, as far as the last stop knows.
+    #[must_use]
+    pub const fn has_run(&self) -> bool {
+        self.ran
     }
 
     /// Remembers whether the guest asked for the structure.
@@ -225,6 +247,7 @@ impl LiveState {
     ///
     /// As [`pv_at`](Self::pv_at).
     pub fn stopped_at(mut self, count: GuestCount) -> Result<Self, LiveError> {
+        self.ran |= self.hold_ticks(count)? == 0;
         self.seen_pv = self.seen_pv.max(self.pv_at(count)?);
         Ok(self)
     }
@@ -244,15 +267,14 @@ impl LiveState {
         let mapping = LivePhysicalTime::between(native, self.pv())?;
         let base_count = GuestCount(mapping.to_pv.nearest(base)?);
         mapping.to_pv.position(base_count.0)?;
-        Ok((
-            Self {
-                mapping,
-                base_count,
-                base,
-                ..self
-            },
+        let rebased = Self {
+            mapping,
             base_count,
-        ))
+            base,
+            ran: false,
+            ..self
+        };
+        Ok((rebased, base_count))
     }
 
     /// How many native ticks after `count` a vCPU may first run, so that none reads less than one

@@ -77,7 +77,7 @@ fn chain(seed: u64, hosts: &[Frequency], pv: Frequency, hops: u32, longest_s: u6
     let mut exact = Exact::new(hosts);
     let mut live = LiveState::start(hosts[0], pv).unwrap();
     let mut count = GuestCount(0);
-    let mut seen = 0;
+    let mut last_read = 0;
     for _ in 0..hops {
         let ticks = numbers.scattered(longest_s * live.native().hz());
         let first = count.0 + live.hold_ticks(count).unwrap();
@@ -86,12 +86,12 @@ fn chain(seed: u64, hosts: &[Frequency], pv: Frequency, hops: u32, longest_s: u6
         if count.0 >= first {
             let first_pv = live.pv_at(GuestCount(first)).unwrap();
             assert!(
-                first_pv >= seen,
-                "from {seen} back to {first_pv}, seed {seed}"
+                first_pv >= last_read,
+                "from {last_read} back to {first_pv}, seed {seed}"
             );
             let pv_count = live.pv_at(count).unwrap();
             exact.check(pv_count, live.native(), pv);
-            seen = pv_count;
+            last_read = pv_count;
         }
         live = live.stopped_at(count).unwrap();
         let choice = usize::try_from(numbers.next() % hosts.len() as u64).unwrap();
@@ -100,7 +100,7 @@ fn chain(seed: u64, hosts: &[Frequency], pv: Frequency, hops: u32, longest_s: u6
         live.check_seen(count).unwrap();
         exact.check(live.pv_at(count).unwrap(), live.native(), pv);
     }
-    seen
+    last_read
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn parts_that_contradict_each_other_are_refused() {
         })
     );
     let ahead = LiveParts {
-        seen_pv: 3_208 + 500_000_001,
+        seen_pv: 3_208 + 500_000_002,
         ..parts
     };
     assert_eq!(

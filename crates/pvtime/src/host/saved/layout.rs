@@ -3,7 +3,7 @@
 use super::{Record, SavedError, VERSION};
 use core::mem::{offset_of, size_of};
 use crc::{CRC_32_ISO_HDLC, Crc, Digest};
-use zerocopy::little_endian::{I16, U16, U32, U64};
+use zerocopy::little_endian::{I16, U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// "PVTS" in memory.
@@ -108,12 +108,15 @@ pub(super) const FLAG_VIRTUAL_ONLY: u32 = 1 << 0;
 pub(super) const FLAG_LIVE: u32 = 1 << 1;
 /// Its guest asked for it.
 pub(super) const FLAG_LIVE_FOUND: u32 = 1 << 2;
+/// A vCPU may have run since the VM came to this host; with live physical time.
+pub(super) const FLAG_LIVE_RAN: u32 = 1 << 3;
 /// The guest is told of its pauses.
-pub(super) const FLAG_TOLD: u32 = 1 << 3;
+pub(super) const FLAG_TOLD: u32 = 1 << 4;
 /// The flags that there are.
-pub(super) const FLAGS: u32 = FLAG_VIRTUAL_ONLY | FLAG_LIVE | FLAG_LIVE_FOUND | FLAG_TOLD;
+pub(super) const FLAGS: u32 =
+    FLAG_VIRTUAL_ONLY | FLAG_LIVE | FLAG_LIVE_FOUND | FLAG_LIVE_RAN | FLAG_TOLD;
 
-/// A vCPU's record, 128 bytes.
+/// A vCPU's record, 160 bytes.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct VcpuLayout {
@@ -128,14 +131,14 @@ pub(super) struct VcpuLayout {
     pub physical_compare: U64,
     /// Offset 40: `CNTKCTL_EL1`.
     pub event_control: U64,
-    /// Offset 48: the event stream that the guest chose, a bit of the PV counter.
+    /// Offset 48: the event stream that the guest asked for, a bit of the PV counter.
     pub stream_pv_bit: I16,
     /// Offset 50: the counter bit that was programmed for it.
     pub stream_programmed: u8,
-    /// Offset 51: 1 if the two above say something, else 0.
-    pub stream_chosen: u8,
-    /// Offset 52: 1 if the guest asked for its stolen time, else 0.
-    pub stolen_claimed: U32,
+    /// Offset 51: bit 0 if the two above say something, bit 1 if the deadlines below do.
+    pub asked: u8,
+    /// Offset 52: 0.
+    pub reserved: U32,
     /// Offset 56: stolen time as the guest reads it, ns.
     pub stolen_ns: U64,
     /// Offset 64: the ledger's physical time, ns.
@@ -148,7 +151,16 @@ pub(super) struct VcpuLayout {
     pub ledger_stolen_ns: U64,
     /// Offset 96: its paused time, ns, by operator, snapshot, migration, host suspend.
     pub ledger_paused_ns: [U64; 4],
+    /// Offset 128: the PV count that the guest set the virtual timer to, all ones for never.
+    pub virtual_deadline: U128,
+    /// Offset 144: that of the physical timer.
+    pub physical_deadline: U128,
 }
+
+/// The event stream was translated.
+pub(super) const ASKED_STREAM: u8 = 1 << 0;
+/// The timers were translated.
+pub(super) const ASKED_DEADLINES: u8 = 1 << 1;
 
 const _: () = {
     assert!(size_of::<Header>() == 16);
@@ -194,14 +206,16 @@ const _: () = {
     assert!(offset_of!(VcpuLayout, event_control) == 40);
     assert!(offset_of!(VcpuLayout, stream_pv_bit) == 48);
     assert!(offset_of!(VcpuLayout, stream_programmed) == 50);
-    assert!(offset_of!(VcpuLayout, stream_chosen) == 51);
-    assert!(offset_of!(VcpuLayout, stolen_claimed) == 52);
+    assert!(offset_of!(VcpuLayout, asked) == 51);
+    assert!(offset_of!(VcpuLayout, reserved) == 52);
     assert!(offset_of!(VcpuLayout, stolen_ns) == 56);
     assert!(offset_of!(VcpuLayout, ledger_physical_ns) == 64);
     assert!(offset_of!(VcpuLayout, ledger_run_ns) == 72);
     assert!(offset_of!(VcpuLayout, ledger_idle_ns) == 80);
     assert!(offset_of!(VcpuLayout, ledger_stolen_ns) == 88);
     assert!(offset_of!(VcpuLayout, ledger_paused_ns) == 96);
+    assert!(offset_of!(VcpuLayout, virtual_deadline) == 128);
+    assert!(offset_of!(VcpuLayout, physical_deadline) == 144);
 };
 
 impl Layout for VmLayout {
@@ -215,7 +229,7 @@ impl Layout for VmLayout {
 
 impl Layout for VcpuLayout {
     const RECORD: Record = Record::Vcpu;
-    const SIZE_BYTES: u32 = 128;
+    const SIZE_BYTES: u32 = 160;
 
     fn header(&mut self) -> &mut Header {
         &mut self.header

@@ -9,6 +9,8 @@
 //! Guest memory is not in here; the structures in it are published anew from these records.
 
 mod layout;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 mod vm;
 

@@ -1,7 +1,8 @@
 //! A VM's record.
 
 use super::layout::{
-    FLAG_LIVE, FLAG_LIVE_FOUND, FLAG_TOLD, FLAG_VIRTUAL_ONLY, FLAGS, VmLayout, by_cause, open, seal,
+    FLAG_LIVE, FLAG_LIVE_FOUND, FLAG_LIVE_RAN, FLAG_TOLD, FLAG_VIRTUAL_ONLY, FLAGS, VmLayout,
+    by_cause, open, seal,
 };
 use super::{Record, SavedError};
 use crate::abi::paused_time::{self, Pause, PausedTime};
@@ -117,12 +118,13 @@ impl SavedVm {
 
     fn layout(&self) -> VmLayout {
         let flag = |condition, flag| if condition { flag } else { 0 };
-        let found = self.live.is_some_and(|live| live.found);
+        let live = |flag: fn(&LiveParts) -> bool| self.live.as_ref().is_some_and(flag);
         let flags = flag(
             self.counters == CounterScope::VirtualOnly,
             FLAG_VIRTUAL_ONLY,
         ) | flag(self.live.is_some(), FLAG_LIVE)
-            | flag(found, FLAG_LIVE_FOUND)
+            | flag(live(|live| live.found), FLAG_LIVE_FOUND)
+            | flag(live(|live| live.ran), FLAG_LIVE_RAN)
             | flag(self.paused_time.is_some(), FLAG_TOLD);
         let mut layout = VmLayout {
             frequency_hz: self.sample.frequency.hz().into(),
@@ -183,9 +185,9 @@ impl SavedVm {
             } else {
                 CounterScope::Both
             },
-            live: live(layout, has(FLAG_LIVE), has(FLAG_LIVE_FOUND))?,
+            live: live(layout)?,
             paused: PausedNs::new(by_cause(layout.paused_ns)),
-            paused_time: told(layout, has(FLAG_TOLD))?,
+            paused_time: told(layout)?,
             sequences: Sequences {
                 live_physical_time: layout.live_sequence.get(),
                 paused_time: layout.told_sequence.get(),
@@ -204,15 +206,16 @@ fn lay_out_live(live: &LiveParts, layout: &mut VmLayout) {
     layout.live_seen = live.seen_pv.into();
 }
 
-fn live(layout: &VmLayout, has: bool, found: bool) -> Result<Option<LiveParts>, SavedError> {
-    if !has {
+fn live(layout: &VmLayout) -> Result<Option<LiveParts>, SavedError> {
+    let has = |flag| layout.flags.get() & flag != 0;
+    if !has(FLAG_LIVE) {
         let unused = [
             layout.pv_frequency_hz.get().into(),
             layout.live_base_count.get(),
             layout.live_base_ticks.get(),
             layout.live_base_fraction.get(),
             layout.live_seen.get(),
-            u64::from(found),
+            u64::from(has(FLAG_LIVE_FOUND) || has(FLAG_LIVE_RAN)),
         ];
         expect(
             unused == [0; 6],
@@ -229,7 +232,8 @@ fn live(layout: &VmLayout, has: bool, found: bool) -> Result<Option<LiveParts>, 
             layout.live_base_fraction.get(),
         ),
         seen_pv: layout.live_seen.get(),
-        found,
+        ran: has(FLAG_LIVE_RAN),
+        found: has(FLAG_LIVE_FOUND),
     }))
 }
 
@@ -243,7 +247,7 @@ fn lay_out_told(told: &PausedTime, layout: &mut VmLayout) {
     layout.told_last_frozen = u32::from(told.last.frozen).into();
 }
 
-fn told(layout: &VmLayout, has: bool) -> Result<Option<PausedTime>, SavedError> {
+fn told(layout: &VmLayout) -> Result<Option<PausedTime>, SavedError> {
     let told = PausedTime {
         paused_ns: layout.told_paused_ns.get(),
         events: layout.told_events.get(),
@@ -259,7 +263,7 @@ fn told(layout: &VmLayout, has: bool) -> Result<Option<PausedTime>, SavedError> 
             cause: paused_time::Cause(layout.told_last_cause.get()),
         },
     };
-    if !has {
+    if layout.flags.get() & FLAG_TOLD == 0 {
         let unused = told == PausedTime::default();
         return expect(unused, "paused time, which it does not have,").map(|()| None);
     }

@@ -63,6 +63,8 @@ mod sample;
 mod sleep;
 
 #[cfg(test)]
+mod histories;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod world;
@@ -279,15 +281,6 @@ impl Timeline {
     pub const fn stopped_at(&self) -> Option<GuestCount> {
         match self.phase {
             Phase::Stopped(stop) => Some(stop.count),
-            Phase::Created | Phase::Running { .. } => None,
-        }
-    }
-
-    /// Why a VM is stopped; `None` for one that is not.
-    #[must_use]
-    pub const fn stop_cause(&self) -> Option<Cause> {
-        match self.phase {
-            Phase::Stopped(stop) => Some(stop.cause),
             Phase::Created | Phase::Running { .. } => None,
         }
     }

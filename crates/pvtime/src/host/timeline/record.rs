@@ -134,7 +134,8 @@ pub enum Action {
         /// Whether the guest has something to learn.
         notify: bool,
     },
-    /// Let no vCPU into the guest before the host's counter has reached this count.
+    /// Let no vCPU into the guest before the host's counter has reached this count. It is void with
+    /// the next [`SetCounterOffset`](Self::SetCounterOffset), after which another may follow.
     HoldUntil(HostCount),
 }
 

@@ -137,6 +137,7 @@ impl Timeline {
             timers: translated.map(|(from, to)| Translation {
                 from: *from.mapping(),
                 to: *to.mapping(),
+                has_run: from.has_run(),
                 has_ecv: self.config.has_ecv,
             }),
             live_physical_time: published.map(|live| *live.mapping()),

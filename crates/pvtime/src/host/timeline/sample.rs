@@ -2,7 +2,7 @@
 
 use super::TimelineError;
 use crate::host::HostCount;
-use crate::scale::{Frequency, Rounding};
+use crate::scale::{Frequency, NS_PER_S, Rounding};
 use core::fmt;
 
 /// What a wall clock counts.
@@ -80,22 +80,20 @@ impl HostSample {
     }
 
     /// What the counter did since `earlier`, as the clocks that never restart tell.
+    ///
+    /// After a sleep no longer than [`noise_ns`](Self::noise_ns) it may have done the one or the
+    /// other of [`CounterRun::Through`] and [`CounterRun::AwakeOnly`].
     pub(super) fn counter_since(&self, earlier: &Self) -> CounterRun {
-        let (one, ticks) = (1, self.counter.since(earlier.counter));
-        let to_ns = |ticks, rounding| self.frequency.ticks_to_ns(ticks, rounding);
+        let ticks = self.counter.since(earlier.counter);
         // A count that takes 584 years or more is one that went back.
-        let (Ok(counted_ns), Ok(tick_ns)) =
-            (to_ns(ticks, Rounding::Down), to_ns(one, Rounding::Up))
-        else {
+        let Ok(counted_ns) = self.frequency.ticks_to_ns(ticks, Rounding::Down) else {
             return CounterRun::Restarted;
         };
         let awake_ns = i128::from(self.monotonic_raw_ns) - i128::from(earlier.monotonic_raw_ns);
         let slept_ns = self.slept_ns_since(earlier).max(0);
         let off_through = (i128::from(counted_ns) - awake_ns - slept_ns).unsigned_abs();
         let off_awake = (i128::from(counted_ns) - awake_ns).unsigned_abs();
-        let slack_ns = (awake_ns + slept_ns).unsigned_abs() / u128::from(DRIFT)
-            + u128::from(self.spans_ns(earlier))
-            + u128::from(tick_ns);
+        let slack_ns = slept_ns.unsigned_abs() / u128::from(DRIFT) + self.noise_ns(earlier);
         if off_through.min(off_awake) > slack_ns {
             CounterRun::Restarted
         } else if off_through <= off_awake {
@@ -103,6 +101,16 @@ impl HostSample {
         } else {
             CounterRun::AwakeOnly
         }
+    }
+
+    /// How far the counter and the clocks may disagree on the time since `earlier` without any
+    /// sleep: by a tick and the drift at either end, and the spans.
+    pub(super) fn noise_ns(&self, earlier: &Self) -> u128 {
+        let awake_ns = self
+            .monotonic_raw_ns
+            .saturating_sub(earlier.monotonic_raw_ns);
+        let tick_ns = NS_PER_S.div_ceil(self.frequency.hz());
+        2 * u128::from(tick_ns + awake_ns / DRIFT) + u128::from(self.spans_ns(earlier))
     }
 
     /// Refuses a sample of this host whose clocks are before those of `earlier`.

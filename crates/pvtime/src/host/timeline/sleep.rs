@@ -58,12 +58,14 @@ impl Timeline {
             last: *now,
             offset: after.offset,
         };
+        let hold_ticks = live.map_or(0, |live| live.hold_ticks);
         let actions = Actions {
             counter_offset: (before.offset != after.offset).then_some(after.offset),
             paused_time: self
                 .paused_time
                 .filter(|_| sleep.counts)
                 .map(|value| (value, true)),
+            hold_until: (hold_ticks > 0).then(|| now.counter.after(hold_ticks)),
             ..Actions::default()
         };
         let adjustment = Adjustment {
@@ -95,7 +97,10 @@ impl Timeline {
             Evidence::Clocks { error_ns } => {
                 let ns = now.slept_ns_since(last);
                 let error_ns = now.spans_ns(last).saturating_add(error_ns);
-                let certain_ns = u64::try_from((ns - i128::from(error_ns)).max(0))
+                // A sleep that the counter cannot tell from its own drift is none for certain.
+                let told = ns.unsigned_abs() > now.noise_ns(last);
+                let certain_ns = if told { ns - i128::from(error_ns) } else { 0 };
+                let certain_ns = u64::try_from(certain_ns.max(0))
                     .map_err(|_| TimelineError::PausedTooLong { more_ns: ns })?;
                 let gap = Gap {
                     ns,

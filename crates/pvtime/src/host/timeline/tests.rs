@@ -631,12 +631,7 @@ fn l2_a_change_of_frequency_is_translated_published_and_held() {
         control: TimerControl(TimerControl::ENABLE),
         compare_value: CompareValue(value),
     };
-    let timers = VcpuTimers {
-        virtual_timer: timer(29),
-        physical_timer: timer(30),
-        event_control: 0,
-        chosen_stream: None,
-    };
+    let timers = VcpuTimers::new(timer(29), timer(30), 0);
     let translated = translation.apply(&timers).timers;
     assert!(translated.virtual_timer.is_firing(moved.count()), "l5");
     assert!(!translated.physical_timer.is_firing(moved.count()), "l7");
@@ -883,10 +878,10 @@ fn a_restart_must_be_dealt_with_first() {
         .unwrap();
     assert!(vm.count() >= 25 * 500_000);
     // A counter that stood still is right already for a guest that freezes, and not for another.
-    let mut still = Vm::started(advance(), Host::new(25 * MHZ));
-    still.pass(MS).sleep(NS_PER_S, InSleep::StandsStill);
+    let mut standing = Vm::started(advance(), Host::new(25 * MHZ));
+    standing.pass(MS).sleep(NS_PER_S, InSleep::StandsStill);
     assert!(matches!(
-        still.try_step(Event::Observe),
+        standing.try_step(Event::Observe),
         Err(TimelineError::UnhandledRestart { .. })
     ));
 }

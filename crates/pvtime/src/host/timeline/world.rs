@@ -25,8 +25,10 @@ pub struct Host {
     /// Physical time plus this is wall-clock time.
     pub wall_skew_ns: i64,
     pub wall_error_ns: u64,
-    /// NTP makes CLOCK_MONOTONIC and CLOCK_BOOTTIME faster by this.
+    /// NTP makes the adjusted clocks faster by this.
     pub slew_ppm: i64,
+    /// The oscillator of the clocks is faster than that of the counter by this.
+    pub drift_ppm: i64,
     pub span_ns: u64,
 }
 
@@ -46,6 +48,7 @@ impl Host {
             wall_skew_ns: 0,
             wall_error_ns: 0,
             slew_ppm: 0,
+            drift_ppm: 0,
             span_ns: 0,
         }
     }
@@ -62,10 +65,13 @@ impl Host {
     }
 
     pub fn sample(&self, at_ns: u64) -> HostSample {
-        let monotonic_raw_ns = at_ns - self.booted_at_ns - self.slept_ns;
-        let awake_ns = i128::from(monotonic_raw_ns);
-        let slewed_ns = awake_ns + awake_ns * i128::from(self.slew_ppm) / 1_000_000;
-        let monotonic_ns = u64::try_from(slewed_ns).unwrap();
+        let faster = |ns: u64, ppm: i64| {
+            let ns = i128::from(ns);
+            u64::try_from(ns + ns * i128::from(ppm) / 1_000_000).unwrap()
+        };
+        let awake_ns = at_ns - self.booted_at_ns - self.slept_ns;
+        let monotonic_raw_ns = faster(awake_ns, self.drift_ppm);
+        let monotonic_ns = faster(awake_ns, self.slew_ppm);
         HostSample {
             counter: HostCount(self.counter(at_ns)),
             frequency: self.frequency(),
