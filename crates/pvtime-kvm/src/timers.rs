@@ -24,7 +24,7 @@ pub fn set(vcpu: &VcpuFd, register: u64, value: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads a vCPU's timers; KVM does not know what stream the guest chose.
+/// Reads a vCPU's timers; what the guest asked for is not in them.
 pub fn read(vcpu: &VcpuFd) -> io::Result<VcpuTimers> {
     let timer = |control, compare| -> io::Result<Timer> {
         // The upper half of a control register is reserved, and KVM may make up ISTATUS.
@@ -35,12 +35,11 @@ pub fn read(vcpu: &VcpuFd) -> io::Result<VcpuTimers> {
             compare_value: CompareValue(get(vcpu, compare)?),
         })
     };
-    Ok(VcpuTimers {
-        virtual_timer: timer(TIMER_CTL, TIMER_CVAL)?,
-        physical_timer: timer(PTIMER_CTL, PTIMER_CVAL)?,
-        event_control: get(vcpu, CNTKCTL_EL1)?,
-        chosen_stream: None,
-    })
+    Ok(VcpuTimers::new(
+        timer(TIMER_CTL, TIMER_CVAL)?,
+        timer(PTIMER_CTL, PTIMER_CVAL)?,
+        get(vcpu, CNTKCTL_EL1)?,
+    ))
 }
 
 /// Writes a vCPU's timers: each compare value before the control that lets it fire.
@@ -49,7 +48,7 @@ pub fn write(vcpu: &VcpuFd, timers: &VcpuTimers) -> io::Result<()> {
         virtual_timer,
         physical_timer,
         event_control,
-        chosen_stream: _,
+        asked: _,
     } = timers;
     set(vcpu, CNTKCTL_EL1, *event_control)?;
     set(vcpu, TIMER_CVAL, virtual_timer.compare_value.0)?;

@@ -44,19 +44,16 @@ impl VmTime {
     }
 
     fn translate_timers(&self, state: &mut State, translation: Translation) -> Result<(), Error> {
-        let chosen: Vec<_> = state
-            .bound()
-            .map(|(_, bound)| bound.chosen_stream)
-            .collect();
+        let asked: Vec<_> = state.bound().map(|(_, bound)| bound.asked).collect();
         let translated = self.on_stopped(move |index, vcpu| {
             let mut timers = timers::read(vcpu)?;
-            timers.chosen_stream = chosen[index];
+            timers.asked = asked[index];
             let translated = translation.apply(&timers);
             timers::write(vcpu, &translated.timers)?;
-            io::Result::Ok(translated.timers.chosen_stream)
+            io::Result::Ok(translated.timers.asked)
         });
-        for ((index, bound), chosen) in state.bound().zip(translated) {
-            bound.chosen_stream = chosen.map_err(|source| Error::Registers { index, source })?;
+        for ((index, bound), asked) in state.bound().zip(translated) {
+            bound.asked = asked.map_err(|source| Error::Registers { index, source })?;
         }
         Ok(())
     }

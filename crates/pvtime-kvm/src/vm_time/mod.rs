@@ -19,7 +19,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use pvtime::host::Cause;
 use pvtime::host::ledger::Accounts;
 use pvtime::host::timeline::{Adjustment, Config, CounterScope, Event, Timeline};
-use pvtime::host::timers::ChosenStream;
+use pvtime::host::timers::Asked;
 use pvtime::scale::Frequency;
 use rustix::thread::Pid;
 use serde::Serialize;
@@ -67,7 +67,7 @@ enum Vcpu {
 #[derive(Debug)]
 struct Bound {
     account: Arc<VcpuAccount>,
-    chosen_stream: Option<ChosenStream>,
+    asked: Option<Asked>,
 }
 
 impl VmTime {

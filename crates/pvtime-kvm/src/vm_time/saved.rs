@@ -20,7 +20,7 @@ impl VmTime {
         let timers = self.on_stopped(|_, vcpu| timers::read(vcpu));
         for ((index, bound), timers) in state.bound().zip(timers) {
             let mut timers = timers.map_err(|source| Error::Registers { index, source })?;
-            timers.chosen_stream = bound.chosen_stream;
+            timers.asked = bound.asked;
             let saved = SavedVcpu {
                 timers,
                 stolen: self.stolen.value(index),
@@ -64,7 +64,7 @@ impl VmTime {
         for ((index, bound), saved) in state.bound().zip(vcpus) {
             let restored = bound.account.restore(saved.accounts, cause, away_ns);
             restored.map_err(|source| Error::Account { index, source })?;
-            bound.chosen_stream = saved.timers.chosen_stream;
+            bound.asked = saved.timers.asked;
             if let Some(value) = saved.stolen {
                 self.stolen.restore(index, bound.account.thread(), value)?;
             }

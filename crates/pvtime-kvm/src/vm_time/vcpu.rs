@@ -49,7 +49,7 @@ impl VcpuTime {
         let account = Arc::new(account);
         *slot = Vcpu::Bound(Bound {
             account: Arc::clone(&account),
-            chosen_stream: None,
+            asked: None,
         });
         drop(state);
         time.stolen.bind(index, gettid())?;

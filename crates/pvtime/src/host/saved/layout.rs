@@ -137,8 +137,8 @@ pub(super) struct VcpuLayout {
     pub stream_programmed: u8,
     /// Offset 51: bit 0 if the two above say something, bit 1 if the deadlines below do.
     pub asked: u8,
-    /// Offset 52: 0.
-    pub reserved: U32,
+    /// Offset 52: 1 if the guest asked for its stolen time, else 0.
+    pub stolen_asked_for: U32,
     /// Offset 56: stolen time as the guest reads it, ns.
     pub stolen_ns: U64,
     /// Offset 64: the ledger's physical time, ns.
@@ -207,7 +207,7 @@ const _: () = {
     assert!(offset_of!(VcpuLayout, stream_pv_bit) == 48);
     assert!(offset_of!(VcpuLayout, stream_programmed) == 50);
     assert!(offset_of!(VcpuLayout, asked) == 51);
-    assert!(offset_of!(VcpuLayout, reserved) == 52);
+    assert!(offset_of!(VcpuLayout, stolen_asked_for) == 52);
     assert!(offset_of!(VcpuLayout, stolen_ns) == 56);
     assert!(offset_of!(VcpuLayout, ledger_physical_ns) == 64);
     assert!(offset_of!(VcpuLayout, ledger_run_ns) == 72);

@@ -89,9 +89,9 @@ fn vcpu() -> SavedVcpu {
             }),
             ..VcpuTimers::new(timer(1, 24_100), timer(3, u64::MAX), 0x2_0097)
         },
-        stolen: StolenTime {
+        stolen: Some(StolenTime {
             stolen_ns: 123_456_789,
-        },
+        }),
         accounts: Accounts {
             physical_ns: 10_000,
             run_ns: 5_000,
@@ -180,12 +180,12 @@ const VM_WORDS: [u64; 29] = [
 
 const VCPU_WORDS: [u64; 20] = [
     0x5056_5453_0200_0100,
-    0xa000_0000_434d_a6e2,
+    0xa000_0000_fb8d_ec24,
     0x0100_0000_0300_0000,
     0x245e_0000_0000_0000,
     0xffff_ffff_ffff_ffff,
     0x9700_0200_0000_0000,
-    0xfdff_1103_0000_0000,
+    0xfdff_1103_0100_0000,
     0x15cd_5b07_0000_0000,
     0x1027_0000_0000_0000,
     0x8813_0000_0000_0000,
@@ -460,8 +460,13 @@ fn live_time_that_no_history_leads_to_is_refused() {
 #[test]
 fn impossible_vcpus_are_refused() {
     type Change = fn(&mut VcpuLayout);
-    let changes: [(&str, Change); 6] = [
-        ("a reserved field", |vcpu| vcpu.reserved = 1.into()),
+    let changes: [(&str, Change); 7] = [
+        ("stolen time that was not asked for", |vcpu| {
+            vcpu.stolen_asked_for = 0.into();
+        }),
+        ("stolen time that was not asked for", |vcpu| {
+            vcpu.stolen_asked_for = 2.into();
+        }),
         ("the event stream", |vcpu| vcpu.stream_programmed = 24),
         ("an event stream that is off", |vcpu| {
             vcpu.asked &= !ASKED_STREAM;
@@ -507,7 +512,7 @@ proptest! {
     #[test]
     fn any_vcpu_comes_back(
         timers in (timer(), timer(), any::<u64>(), proptest::option::of(asked())),
-        stolen_ns: u64,
+        stolen_ns: Option<u64>,
         accounts: [u64; 4],
         paused: [u64; 4],
     ) {
@@ -515,7 +520,7 @@ proptest! {
         let [physical_ns, run_ns, idle_ns, ledger_stolen_ns] = accounts;
         let saved = SavedVcpu {
             timers: VcpuTimers { virtual_timer, physical_timer, event_control, asked },
-            stolen: StolenTime { stolen_ns },
+            stolen: stolen_ns.map(|stolen_ns| StolenTime { stolen_ns }),
             accounts: Accounts {
                 physical_ns,
                 run_ns,

@@ -14,8 +14,8 @@ use core::mem::size_of;
 pub struct SavedVcpu {
     /// Its timers, in native ticks of the host that it stopped on.
     pub timers: VcpuTimers,
-    /// Its stolen time.
-    pub stolen: StolenTime,
+    /// Its stolen time; `None` where its guest has not asked for it.
+    pub stolen: Option<StolenTime>,
     /// Its ledger.
     pub accounts: Accounts,
 }
@@ -37,9 +37,6 @@ impl SavedVcpu {
     /// [`SavedError`] for everything but what [`emit`](Self::emit) gives.
     pub fn parse(bytes: &[u8]) -> Result<Self, SavedError> {
         let layout: VcpuLayout = open(bytes)?;
-        if layout.reserved != 0 {
-            return Err(impossible("a reserved field"));
-        }
         Ok(Self {
             timers: VcpuTimers {
                 virtual_timer: Timer {
@@ -53,9 +50,7 @@ impl SavedVcpu {
                 event_control: layout.event_control.get(),
                 asked: asked(&layout)?,
             },
-            stolen: StolenTime {
-                stolen_ns: layout.stolen_ns.get(),
-            },
+            stolen: stolen(&layout)?,
             accounts: Accounts {
                 physical_ns: layout.ledger_physical_ns.get(),
                 run_ns: layout.ledger_run_ns.get(),
@@ -74,7 +69,8 @@ impl SavedVcpu {
             virtual_compare: timers.virtual_timer.compare_value.0.into(),
             physical_compare: timers.physical_timer.compare_value.0.into(),
             event_control: timers.event_control.into(),
-            stolen_ns: self.stolen.stolen_ns.into(),
+            stolen_asked_for: u32::from(self.stolen.is_some()).into(),
+            stolen_ns: self.stolen.unwrap_or_default().stolen_ns.into(),
             ledger_physical_ns: self.accounts.physical_ns.into(),
             ledger_run_ns: self.accounts.run_ns.into(),
             ledger_idle_ns: self.accounts.idle_ns.into(),
@@ -93,6 +89,15 @@ impl SavedVcpu {
             }
         }
         layout
+    }
+}
+
+fn stolen(layout: &VcpuLayout) -> Result<Option<StolenTime>, SavedError> {
+    let stolen_ns = layout.stolen_ns.get();
+    match layout.stolen_asked_for.get() {
+        0 if stolen_ns == 0 => Ok(None),
+        1 => Ok(Some(StolenTime { stolen_ns })),
+        _ => Err(impossible("stolen time that was not asked for")),
     }
 }
 

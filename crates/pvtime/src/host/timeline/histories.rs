@@ -499,7 +499,7 @@ impl<'a> Vm<'a> {
         for timers in &mut timers {
             let saved = SavedVcpu {
                 timers: *timers,
-                stolen: self.stolen.value(),
+                stolen: Some(self.stolen.value()),
                 accounts: Accounts::default(),
             };
             *timers = SavedVcpu::parse(&saved.emit())?.timers;

@@ -285,6 +285,15 @@ impl Timeline {
         }
     }
 
+    /// Why a VM is stopped; `None` for one that is not.
+    #[must_use]
+    pub const fn stop_cause(&self) -> Option<Cause> {
+        match self.phase {
+            Phase::Stopped(stop) => Some(stop.cause),
+            Phase::Created | Phase::Running { .. } => None,
+        }
+    }
+
     /// Live physical time, once a VM that has it was started.
     #[must_use]
     pub const fn live(&self) -> Option<&LiveState> {
