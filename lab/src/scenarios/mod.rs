@@ -2,8 +2,10 @@
 
 mod boot;
 mod canary;
+mod stolen_time;
+mod watch;
 
 use crate::scenario::Scenario;
 
 /// Every scenario, in the order in which all of them run.
-pub const ALL: &[Scenario] = &[boot::SCENARIO, canary::SCENARIO];
+pub const ALL: &[Scenario] = &[boot::SCENARIO, stolen_time::SCENARIO, canary::SCENARIO];
