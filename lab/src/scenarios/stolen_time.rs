@@ -28,8 +28,16 @@ const PROC_STAT_LIMIT_MS: f64 = 20.0;
 /// vCPUs of the big guest.
 const VCPUS: u32 = 4;
 
-/// How long each CPU of the big guest is busy longer than the next.
-const STAGGER: Duration = Duration::from_millis(700);
+/// Pairs of its CPUs that compete for one host CPU, and for how long: each CPU loses another amount,
+/// about 150, 450, 1050 and 750 ms.
+const RIVALS: [([u32; 2], Duration); 3] = [
+    ([0, 1], Duration::from_millis(300)),
+    ([1, 2], Duration::from_millis(600)),
+    ([2, 3], Duration::from_millis(1500)),
+];
+
+/// They lost other amounts before, which may make up for that once, but not every time.
+const ROUNDS_MAX: usize = 5;
 
 #[derive(Default)]
 struct Scene {
@@ -41,6 +49,8 @@ struct Scene {
     proc_stat_ms: f64,
     /// CPUs of the big guest that found their own structure.
     own_structures: u32,
+    /// How far the figure of each CPU is from its structure.
+    own_differences_ms: Vec<f64>,
 }
 
 fn play(stage: &mut Stage) -> Result<()> {
@@ -65,28 +75,12 @@ fn play(stage: &mut Stage) -> Result<()> {
             Step {
                 name: "let the guests rest and compare their own figures",
                 act: compare,
-                checks: |scene| {
-                    let limit = Limit::AtMost(PROC_STAT_LIMIT_MS);
-                    vec![Check::new(
-                        "proc_stat_vs_structure_ms",
-                        scene.proc_stat_ms,
-                        limit,
-                        "ms",
-                    )]
-                },
+                checks: check_compared,
             },
             Step {
                 name: "boot a guest with four vCPUs and load them unevenly",
                 act: four_vcpus,
-                checks: |scene| {
-                    let measured = scene.own_structures.into();
-                    vec![Check::new(
-                        "four_vcpu_smp",
-                        measured,
-                        Limit::Equals(VCPUS.into()),
-                        "CPUs",
-                    )]
-                },
+                checks: check_vcpus,
             },
             Step {
                 name: "power the host off",
@@ -203,49 +197,117 @@ fn compare(scene: &mut Scene, _: &mut Stage) -> Result<()> {
     Ok(())
 }
 
+fn check_compared(scene: &Scene) -> Vec<Check> {
+    let (measured, limit) = (scene.proc_stat_ms, Limit::AtMost(PROC_STAT_LIMIT_MS));
+    vec![Check::new(
+        "proc_stat_vs_structure_ms",
+        measured,
+        limit,
+        "ms",
+    )]
+}
+
 fn four_vcpus(scene: &mut Scene, _: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
-    let spec = GuestSpec {
-        cpus: VCPUS,
-        workload: Workload::Busy,
-        ..GuestSpec::new("four")
-    };
-    let mut guest = Guest::start(&spec, host)?;
+    let mut guest = Guest::start(
+        &GuestSpec {
+            cpus: VCPUS,
+            ..GuestSpec::new("four")
+        },
+        host,
+    )?;
     let hello = guest.await_hello(host)?;
     guest.pin(host, &[0], &[2])?;
-    // Each CPU loses another amount, so that one which reads another's structure shows.
-    for cpu in 0..VCPUS {
-        sleep(STAGGER)?;
-        guest.ask(
-            host,
-            Action::SetWorkload {
-                cpu,
-                workload: Workload::Idle,
-            },
-        )?;
-    }
+    let figures = figures_apart(&mut guest, host)?;
     let mut own_structures = 0;
-    for cpu in 0..VCPUS {
-        // Alone on its host CPU, it loses no more while the figures are taken.
-        guest.pin_vcpus(host, |vcpu| if vcpu == cpu { &[0] } else { &[1] })?;
-        let figures = Figures::take(&mut guest, host, cpu)?;
-        own_structures += u32::from(found_its_own(&figures, cpu as usize)?);
+    for (cpu, figures) in figures.iter().enumerate() {
+        own_structures += u32::from(found_its_own(figures, cpu)?);
+        scene
+            .own_differences_ms
+            .push(figures.difference_ms(cpu, cpu)?);
     }
     scene.own_structures = own_structures.min(hello.cpus_online);
     guest.power_off(host)
 }
 
-/// Whether the CPU's figure is that of its own structure, which no other vCPU has, and of no other.
-fn found_its_own(figures: &Figures, cpu: usize) -> Result<bool> {
-    let own = structure(&figures.after, cpu)?;
-    for vcpu in 0..figures.after.vcpus.len() {
-        let is_near = figures.difference_ms(cpu, vcpu)? <= PROC_STAT_LIMIT_MS;
-        let is_same = structure(&figures.after, vcpu)?.address == own.address;
-        if (is_near, is_same) != (vcpu == cpu, vcpu == cpu) {
-            return Ok(false);
+/// Loads the CPUs unevenly until no two structures are alike, so that a CPU which reads another's
+/// shows, and takes the figures of each.
+fn figures_apart(guest: &mut Guest, host: &mut Host) -> Result<Vec<Figures>> {
+    for _ in 0..ROUNDS_MAX {
+        load_unevenly(guest, host)?;
+        let all = figures_of_each(guest, host)?;
+        if are_apart(&all)? {
+            return Ok(all);
         }
     }
-    Ok(own.claimed)
+    bail!("two vCPUs had lost the same amount after each of {ROUNDS_MAX} rounds")
+}
+
+fn load_unevenly(guest: &mut Guest, host: &mut Host) -> Result<()> {
+    guest.pin_vcpus(host, |_| &[0])?;
+    for (rivals, time) in RIVALS {
+        for cpu in rivals {
+            guest.ask(
+                host,
+                Action::SetWorkload {
+                    cpu,
+                    workload: Workload::Busy,
+                },
+            )?;
+        }
+        sleep(time)?;
+        for cpu in rivals {
+            guest.ask(
+                host,
+                Action::SetWorkload {
+                    cpu,
+                    workload: Workload::Idle,
+                },
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn are_apart(all: &[Figures]) -> Result<bool> {
+    for (vcpu, figures) in all.iter().enumerate() {
+        for other in (0..all.len()).filter(|other| *other != vcpu) {
+            if figures.apart_ms(vcpu, other)? <= 2.0 * PROC_STAT_LIMIT_MS {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn check_vcpus(scene: &Scene) -> Vec<Check> {
+    let (measured, limit) = (scene.own_structures.into(), Limit::Equals(VCPUS.into()));
+    let differences = &scene.own_differences_ms;
+    let detail = format!("each from its own structure: {differences:.1?} ms");
+    vec![Check::new("four_vcpu_smp", measured, limit, "CPUs").with_detail(detail)]
+}
+
+/// The figures of each CPU, alone on its host CPU so that it loses no more while they are taken.
+fn figures_of_each(guest: &mut Guest, host: &mut Host) -> Result<Vec<Figures>> {
+    let mut all = Vec::new();
+    for cpu in 0..VCPUS {
+        guest.pin_vcpus(host, |vcpu| if vcpu == cpu { &[0] } else { &[1] })?;
+        all.push(Figures::take(guest, host, cpu)?);
+    }
+    Ok(all)
+}
+
+/// Whether the CPU's figure is that of its own structure, which is no other vCPU's.
+fn found_its_own(figures: &Figures, cpu: usize) -> Result<bool> {
+    let own = structure(&figures.after, cpu)?;
+    let all = figures
+        .after
+        .vcpus
+        .iter()
+        .filter_map(|vcpu| vcpu.stolen_time);
+    let at_its_address = all.filter(|it| it.address == own.address).count();
+    let is_near = figures.difference_ms(cpu, cpu)? <= PROC_STAT_LIMIT_MS;
+    Ok(own.claimed && at_its_address == 1 && is_near)
 }
 
 fn power_off(scene: &mut Scene, _: &mut Stage) -> Result<()> {
@@ -321,29 +383,41 @@ mod tests {
 
     #[test]
     fn a_cpu_that_reads_anothers_structure_is_found_out() {
-        let finds = |structures: &[(u64, u64)], steal: &[Option<u64>], cpu| {
-            found_its_own(&figures(structures, steal), cpu).unwrap()
+        let structures = [(0, 100), (64, 500)];
+        let finds = |own: [u64; 2], cpu| found_its_own(&figures(&structures, &own.map(Some)), cpu);
+        for cpu in [0, 1] {
+            assert!(finds([90, 501], cpu).unwrap());
+            assert!(!finds([501, 90], cpu).unwrap());
+        }
+        assert!(finds([90, 501], 2).is_err(), "no such vCPU");
+        let offline = figures(&structures, &[Some(100), None]);
+        assert!(found_its_own(&offline, 1).is_err());
+    }
+
+    #[test]
+    fn a_structure_shared_by_two_or_not_asked_for_is_nobodys_own() {
+        let own = [Some(100), Some(500)];
+        let mut unclaimed = figures(&[(0, 100), (64, 500)], &own);
+        assert!(found_its_own(&unclaimed, 0).unwrap());
+        if let Some(structure) = &mut unclaimed.after.vcpus[0].stolen_time {
+            structure.claimed = false;
+        }
+        assert!(!found_its_own(&unclaimed, 0).unwrap());
+        assert!(!found_its_own(&figures(&[(64, 100), (64, 500)], &own), 0).unwrap());
+    }
+
+    #[test]
+    fn structures_are_apart_only_if_each_pair_is() {
+        let apart = |stolen: &[u64]| {
+            let structures: Vec<_> = stolen.iter().map(|stolen| (0, *stolen)).collect();
+            let all: Vec<_> = stolen.iter().map(|_| figures(&structures, &[])).collect();
+            are_apart(&all).unwrap()
         };
-        let apart = [(0, 100), (64, 500)];
-        let own = [Some(90), Some(500)];
-        assert!(finds(&apart, &own, 0) && finds(&apart, &own, 1));
-        let swapped = [Some(500), Some(90)];
-        assert!(!finds(&apart, &swapped, 0) && !finds(&apart, &swapped, 1));
+        assert!(apart(&[100, 146, 200]));
         assert!(
-            !finds(&[(64, 100), (64, 500)], &own, 0),
-            "one structure for two"
+            !apart(&[100, 145, 200]),
+            "they may have met while they grew by 5"
         );
-        assert!(
-            !finds(&[(0, 100), (64, 100)], &[Some(100); 2], 0),
-            "which is it?"
-        );
-        assert!(
-            found_its_own(&figures(&apart, &[Some(100), None]), 1).is_err(),
-            "offline"
-        );
-        assert!(
-            found_its_own(&figures(&apart, &own), 2).is_err(),
-            "no such vCPU"
-        );
+        assert!(!apart(&[100, 200, 100]));
     }
 }

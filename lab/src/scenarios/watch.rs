@@ -200,6 +200,18 @@ impl Figures {
             from_ns.saturating_sub(own_ns) + own_ns.saturating_sub(to_ns)
         ))
     }
+
+    /// How far the structures of two vCPUs were from one another all that time.
+    pub fn apart_ms(&self, vcpu: usize, other: usize) -> Result<f64> {
+        let ends = |vcpu| -> Result<_> {
+            let before = structure(&self.before, vcpu)?;
+            Ok((before.stolen_ns, structure(&self.after, vcpu)?.stolen_ns))
+        };
+        let ((from_ns, to_ns), (other_from_ns, other_to_ns)) = (ends(vcpu)?, ends(other)?);
+        Ok(ms(
+            from_ns.saturating_sub(other_to_ns) + other_from_ns.saturating_sub(to_ns)
+        ))
+    }
 }
 
 /// The structure of a vCPU.
