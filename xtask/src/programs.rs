@@ -3,7 +3,9 @@
 use crate::process;
 use crate::setup::{self, Needs};
 use crate::workspace::Workspace;
-use anyhow::Result;
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -43,7 +45,40 @@ pub fn build_for_hosts(workspace: &Workspace) -> Result<()> {
     ];
     let mut command =
         workspace.cargo(&["build", "--quiet", "--target", TARGET, "--profile", PROFILE]);
-    process::run(command.args(packages))
+    process::run(command.args(packages))?;
+    build_kvm_tests(workspace)
+}
+
+/// Crates with tests that need KVM. Everywhere else these tests are empty.
+const KVM_TESTED: [&str; 1] = ["--package=pvtime-kvm"];
+
+/// Builds those tests, under names by which the scenario `kvm-tests` finds them.
+fn build_kvm_tests(workspace: &Workspace) -> Result<()> {
+    let mut command = workspace.cargo(&["test", "--quiet", "--no-run", "--test=*"]);
+    command.args([
+        "--target",
+        TARGET,
+        "--profile",
+        PROFILE,
+        "--message-format=json",
+    ]);
+    let messages = process::output(command.args(KVM_TESTED))?;
+    for message in messages.lines() {
+        let message: Value = serde_json::from_str(message).context("cargo printed no JSON")?;
+        if let (Some(program), Some(name)) = (
+            message["executable"].as_str(),
+            message["target"]["name"].as_str(),
+        ) {
+            let named = workspace
+                .target
+                .join(TARGET)
+                .join(PROFILE)
+                .join(format!("kvm-test-{name}"));
+            fs::copy(program, &named)
+                .with_context(|| format!("cannot copy {program} to {}", named.display()))?;
+        }
+    }
+    Ok(())
 }
 
 impl Lab {

@@ -191,21 +191,19 @@ fn open_sized(path: &Path) -> Result<(File, usize), Error> {
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
+
     use super::*;
 
-    struct Files {
-        folder: PathBuf,
-    }
+    struct Files(TempDir);
 
     impl Files {
-        fn new(name: &str) -> Self {
-            let folder = std::env::temp_dir().join(format!("pvtime-{}-{name}", std::process::id()));
-            std::fs::create_dir(&folder).unwrap();
-            Self { folder }
+        fn new() -> Self {
+            Self(TempDir::new().unwrap())
         }
 
         fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
-            let path = self.folder.join(name);
+            let path = self.0.path().join(name);
             std::fs::write(&path, bytes).unwrap();
             path
         }
@@ -219,15 +217,9 @@ mod tests {
         }
     }
 
-    impl Drop for Files {
-        fn drop(&mut self) {
-            std::fs::remove_dir_all(&self.folder).unwrap();
-        }
-    }
-
     #[test]
     fn nothing_overlaps_and_everything_arrives() {
-        let files = Files::new("places");
+        let files = Files::new();
         let content: Vec<u8> = (0..=u8::MAX).cycle().take(0x2_3456).collect();
         let initramfs = files.write("initramfs", &content);
         let mut boot = Boot::new(&files.kernel(0x10_0000), Some(&initramfs), "quiet", 16).unwrap();
@@ -254,7 +246,7 @@ mod tests {
 
     #[test]
     fn too_little_memory_says_how_much_would_do() {
-        let files = Files::new("little");
+        let files = Files::new();
         let kernel = files.kernel(20 << 20);
         let initramfs = files.write("initramfs", &vec![0; 3 << 20]);
         let error = Boot::new(&kernel, Some(&initramfs), "", 16).unwrap_err();
@@ -272,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_command_line_fits_or_is_refused() {
-        let files = Files::new("cmdline");
+        let files = Files::new();
         let kernel = files.kernel(0);
         Boot::new(&kernel, None, &"x".repeat(MAX_CMDLINE_BYTES), 64).unwrap();
         let error = Boot::new(&kernel, None, &"x".repeat(MAX_CMDLINE_BYTES + 1), 64).unwrap_err();
@@ -286,13 +278,13 @@ mod tests {
 
     #[test]
     fn a_missing_initramfs_is_named() {
-        let files = Files::new("missing");
-        let path = files.folder.join("none");
+        let files = Files::new();
+        let path = files.0.path().join("none");
         let error = Boot::new(&files.kernel(0), Some(&path), "", 64)
             .unwrap_err()
             .to_string();
         assert!(error.starts_with("cannot read the initramfs "), "{error}");
-        let error = Boot::new(&files.kernel(0), Some(&files.folder), "", 64).unwrap_err();
+        let error = Boot::new(&files.kernel(0), Some(files.0.path()), "", 64).unwrap_err();
         assert!(error.to_string().contains("no regular file"), "{error}");
     }
 }

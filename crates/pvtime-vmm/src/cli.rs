@@ -18,6 +18,22 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// What clap says over several lines, in one, with the way to the help.
+pub fn in_one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let said = text.split("Usage:").next().unwrap_or_default();
+    let said = said
+        .split("For more information")
+        .next()
+        .unwrap_or_default();
+    let words: Vec<&str> = said.split_whitespace().collect();
+    let said = words.join(" ").replace(" tip: ", "; ");
+    format!(
+        "{}; see `pvtime --help`",
+        said.strip_prefix("error: ").unwrap_or(&said)
+    )
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -62,12 +78,12 @@ pub struct RunArgs {
     pub cmdline: String,
 
     /// Its memory in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256,
+    #[arg(long, value_name = "MIB", default_value_t = 256, allow_negative_numbers = true,
           value_parser = value_parser!(u64).range(1..=(END - RAM) >> 20))]
     pub memory: u64,
 
     /// Its vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1,
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true,
           value_parser = value_parser!(u64).range(1..=MAX_VCPUS))]
     pub cpus: u64,
 
@@ -80,7 +96,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DEST", default_value = "stdio")]
     pub console: Destination,
 
-    /// Where its second serial port goes: stdio, off or a file
+    /// Where its second serial port goes: stdio, off or a file; one port can have stdio
     #[arg(long, value_name = "DEST", default_value = "off")]
     pub serial: Destination,
 

@@ -3,7 +3,6 @@
 use pvtime_kvm::ReservedMemory;
 use vm_fdt::{Error, FdtWriter, FdtWriterNode};
 
-use crate::boot::Boot;
 use crate::layout::{
     CONSOLE, Device, GIC_DISTRIBUTOR, GIC_REDISTRIBUTOR_BYTES, GIC_REDISTRIBUTORS, RAM, RTC, SERIAL,
 };
@@ -11,8 +10,10 @@ use crate::layout::{
 /// What the tree depends on.
 #[derive(Debug)]
 pub struct Contents<'a> {
-    /// Kernel command line and initramfs.
-    pub boot: &'a Boot,
+    /// Kernel command line.
+    pub cmdline: &'a str,
+    /// The initramfs, as first address and the one past its end.
+    pub initramfs: Option<(u64, u64)>,
     /// MiB of RAM.
     pub memory_mib: u64,
     /// The affinity fields of each vCPU's `MPIDR_EL1`.
@@ -37,7 +38,7 @@ const LEVEL_HIGH: u32 = 4;
 ///
 /// # Errors
 ///
-/// What vm-fdt refuses: a zero byte in the command line, which [`Boot`] has refused before.
+/// What vm-fdt refuses: a zero byte in the command line.
 pub fn write(contents: &Contents<'_>) -> Result<Vec<u8>, Error> {
     let mut fdt = FdtWriter::new()?;
     let root = fdt.begin_node("")?;
@@ -70,10 +71,10 @@ fn begin(fdt: &mut FdtWriter, name: &str, base: u64, bytes: u64) -> Result<FdtWr
 
 fn chosen(fdt: &mut FdtWriter, contents: &Contents<'_>) -> Result<(), Error> {
     let node = fdt.begin_node("chosen")?;
-    fdt.property_string("bootargs", &contents.boot.cmdline)?;
+    fdt.property_string("bootargs", contents.cmdline)?;
     fdt.property_string("stdout-path", &format!("/serial@{:x}", CONSOLE.base))?;
     fdt.property("rng-seed", &contents.seed)?;
-    if let Some((start, end)) = contents.boot.initramfs() {
+    if let Some((start, end)) = contents.initramfs {
         fdt.property_u64("linux,initrd-start", start)?;
         fdt.property_u64("linux,initrd-end", end)?;
     }
@@ -169,4 +170,83 @@ fn devices(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.property_u32("clocks", PHANDLE_CLOCK)?;
     fdt.property_string("clock-names", "apb_pclk")?;
     fdt.end_node(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use fdt::Fdt;
+
+    use super::*;
+
+    fn tree(reserved: &[ReservedMemory]) -> Vec<u8> {
+        write(&Contents {
+            cmdline: "quiet -- --busy",
+            initramfs: Some((0x4100_0000, 0x4100_0040)),
+            memory_mib: 64,
+            affinities: &[0, 1, 0x100],
+            reserved,
+            seed: [7; 64],
+        })
+        .unwrap()
+    }
+
+    fn node<'b, 'a>(tree: &'b Fdt<'a>, path: &str) -> fdt::node::FdtNode<'b, 'a> {
+        tree.find_node(path).unwrap_or_else(|| panic!("no {path}"))
+    }
+
+    #[test]
+    fn m11_time_memory_is_reserved_and_no_ram() {
+        let time = ReservedMemory {
+            name: "stolen-time",
+            base: 0xa00_0000,
+            size: 0x1_0000,
+        };
+        let bytes = tree(&[time]);
+        let tree = Fdt::new(&bytes).unwrap();
+        let reserved = node(&tree, "/reserved-memory/stolen-time@a000000");
+        assert!(reserved.property("no-map").is_some());
+        let region = reserved.reg().unwrap().next().unwrap();
+        assert_eq!(region.starting_address as u64, time.base);
+        assert_eq!(region.size.map(|size| size as u64), Some(time.size));
+        for ram in tree.memory().regions() {
+            let start = ram.starting_address as u64;
+            assert!(
+                time.base + time.size <= start || start + ram.size.unwrap() as u64 <= time.base
+            );
+        }
+    }
+
+    #[test]
+    fn without_time_memory_nothing_is_reserved() {
+        let bytes = tree(&[]);
+        assert!(
+            Fdt::new(&bytes)
+                .unwrap()
+                .find_node("/reserved-memory")
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn the_guest_is_told_what_there_is() {
+        let bytes = tree(&[]);
+        let tree = Fdt::new(&bytes).unwrap();
+        assert_eq!(tree.chosen().bootargs(), Some("quiet -- --busy"));
+        assert_eq!(tree.chosen().stdout().unwrap().name, "serial@9000000");
+        let start = node(&tree, "/chosen")
+            .property("linux,initrd-start")
+            .unwrap();
+        let end = node(&tree, "/chosen").property("linux,initrd-end").unwrap();
+        assert_eq!(end.as_usize().unwrap() - start.as_usize().unwrap(), 64);
+
+        let affinities: Vec<usize> = tree.cpus().map(|cpu| cpu.ids().first()).collect();
+        assert_eq!(affinities, [0, 1, 0x100]);
+        let ram = tree.memory().regions().next().unwrap();
+        assert_eq!(
+            (ram.starting_address as u64, ram.size),
+            (RAM, Some(64 << 20))
+        );
+        let gic = node(&tree, "/intc@8000000").reg().unwrap().nth(1).unwrap();
+        assert_eq!(gic.size, Some(3 * 0x2_0000));
+    }
 }

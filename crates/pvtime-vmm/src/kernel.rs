@@ -182,6 +182,8 @@ fn hint(head: &[u8]) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     /// An `Image` with an EFI stub whose one section ends at `stored_bytes`.
@@ -204,18 +206,16 @@ mod tests {
         bytes
     }
 
-    fn open(name: &str, bytes: &[u8]) -> Result<Kernel, Error> {
-        let path = std::env::temp_dir().join(format!("pvtime-{}-{name}", std::process::id()));
-        std::fs::write(&path, bytes).unwrap();
-        let kernel = Kernel::open(&path);
-        std::fs::remove_file(&path).unwrap();
-        kernel
+    fn open(bytes: &[u8]) -> Result<Kernel, Error> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        Kernel::open(file.path())
     }
 
     #[test]
     fn a_whole_image_is_loaded_at_its_text_offset() {
         let bytes = image(0x1234);
-        let mut kernel = open("whole", &bytes).unwrap();
+        let mut kernel = open(&bytes).unwrap();
         assert_eq!(kernel.memory_bytes(), 0x38_0000);
         let memory =
             GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0x4000_0000), 0x40_0000)]).unwrap();
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn a_truncated_image_says_how_much_is_missing() {
         let bytes = image(0x1234);
-        let error = open("truncated", &bytes[..0x1233]).unwrap_err().to_string();
+        let error = open(&bytes[..0x1233]).unwrap_err().to_string();
         assert!(
             error.contains("truncated: it has 4659 bytes of 4660"),
             "{error}"
@@ -238,11 +238,11 @@ mod tests {
 
     #[test]
     fn what_is_no_image_is_named() {
-        let message = |name, bytes: &[u8]| open(name, bytes).unwrap_err().to_string();
-        assert!(message("empty", b"").contains("no arm64 Image: it is empty"));
-        assert!(message("short", &image(0x1234)[..63]).contains("no arm64 Image;"));
-        assert!(message("gzip", b"\x1f\x8b\x08\0").contains("compressed with gzip"));
-        assert!(message("text", &[b'x'; 4096]).contains("no arm64 Image;"));
+        let message = |bytes: &[u8]| open(bytes).unwrap_err().to_string();
+        assert!(message(b"").contains("no arm64 Image: it is empty"));
+        assert!(message(&image(0x1234)[..63]).contains("no arm64 Image;"));
+        assert!(message(b"\x1f\x8b\x08\0").contains("compressed with gzip"));
+        assert!(message(&[b'x'; 4096]).contains("no arm64 Image;"));
         let missing = Kernel::open(Path::new("/nonexistent/Image"))
             .unwrap_err()
             .to_string();
@@ -256,6 +256,6 @@ mod tests {
     fn a_big_endian_kernel_is_refused() {
         let mut bytes = image(0x1234);
         bytes[24] |= 1;
-        assert!(matches!(open("big", &bytes), Err(Error::BigEndian { .. })));
+        assert!(matches!(open(&bytes), Err(Error::BigEndian { .. })));
     }
 }

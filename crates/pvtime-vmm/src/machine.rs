@@ -114,7 +114,8 @@ impl Machine {
             .map(|(vcpu, _)| affinity(vcpu))
             .collect::<Result<_>>()?;
         let tree = fdt::write(&fdt::Contents {
-            boot,
+            cmdline: &boot.cmdline,
+            initramfs: boot.initramfs(),
             memory_mib: config.memory_mib,
             affinities: &affinities,
             reserved: &time.reserved_memory(),

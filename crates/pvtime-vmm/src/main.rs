@@ -4,12 +4,24 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use clap::error::ErrorKind;
 use pvtime_vmm::boot::Boot;
-use pvtime_vmm::cli::{Cli, Command};
+use pvtime_vmm::cli::{self, Cli, Command};
 use pvtime_vmm::{ctl, probe, run};
 
+const HELP_FOR_NO_ARGUMENTS: ErrorKind = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+
 fn main() -> ExitCode {
-    match command(Cli::parse().command) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && error.kind() != HELP_FOR_NO_ARGUMENTS => {
+            eprintln!("pvtime: {}", cli::in_one_line(&error));
+            return ExitCode::from(2);
+        }
+        // Help and the version.
+        Err(text) => text.exit(),
+    };
+    match command(cli.command) {
         Ok(status) => status,
         Err(error) => {
             eprintln!("pvtime: {error:#}");

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::backend::SignalDelivery;
@@ -35,6 +35,9 @@ enum Stop {
 ///
 /// Whatever the host refuses; files and sizes were checked before.
 pub fn run(args: &RunArgs, mut boot: Boot) -> Result<ExitCode> {
+    if args.console == Destination::Stdio && args.serial == Destination::Stdio {
+        bail!("two ports cannot share stdio; give --console or --serial a file or off");
+    }
     let mut signals = catch_signals()?;
     let mut machine = Machine::new(
         MachineConfig {

@@ -6,4 +6,5 @@ extern crate std;
 
 pub mod abi;
 pub mod guest;
+pub mod scale;
 pub mod seqlock;

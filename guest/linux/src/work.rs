@@ -173,7 +173,7 @@ fn compute(commands: &AtomicU8) {
     let mut state = 1_u64;
     while commands.load(Ordering::Relaxed) != STOP {
         for _ in 0..1024 {
-            // A multiplicative generator: each step needs the one before, so nothing is skipped.
+            // A linear congruential generator: each step needs the one before, so nothing is skipped.
             state = black_box(
                 state
                     .wrapping_mul(6_364_136_223_846_793_005)

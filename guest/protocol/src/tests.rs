@@ -506,3 +506,23 @@ fn more_cpus_than_the_bound_are_refused() {
         "{error}"
     );
 }
+
+#[test]
+fn the_manual_shows_lines_as_they_are() {
+    let manual = include_str!("../../../docs/guests.md");
+    let lines = manual.lines().filter(|line| line.starts_with("    {"));
+    let mut types = std::collections::BTreeSet::new();
+    for line in lines.map(str::trim_start) {
+        let report = Report::parse(line.as_bytes()).unwrap_or_else(|e| panic!("{e}: {line}"));
+        assert_eq!(emitted(&report).trim_end(), line);
+        types.insert(serde_json::from_str::<Value>(line).unwrap()["type"].to_string());
+    }
+    let every_type = ["bye", "done", "error", "hello", "sample", "spin"];
+    assert!(
+        types
+            .iter()
+            .map(|name| name.trim_matches('"'))
+            .eq(every_type),
+        "{types:?}"
+    );
+}

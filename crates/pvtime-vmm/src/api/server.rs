@@ -90,3 +90,73 @@ fn converse(mut stream: UnixStream, resources: &impl Resources) -> io::Result<()
     };
     response.write(&mut stream)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+    use serde_json::{Value, json};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::api::client;
+
+    struct Fixed;
+
+    impl Resources for Fixed {
+        fn time(&self) -> Result<Value> {
+            Ok(json!({ "elapsed_ns": 7 }))
+        }
+    }
+
+    #[test]
+    fn a_client_gets_its_answer_and_the_socket_goes_with_the_server() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("vm.sock");
+        let server = Server::start(&path, Fixed).unwrap();
+        let metadata = path.metadata().unwrap();
+        assert!(metadata.file_type().is_socket());
+        assert_eq!(metadata.mode() & 0o777, 0o600, "for this user alone");
+
+        assert_eq!(
+            client::get(&path, "/time").unwrap(),
+            json!({ "elapsed_ns": 7 })
+        );
+        let error = client::get(&path, "/none").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the VM refuses: there is no /none; GET / and /time exist"
+        );
+
+        drop(server);
+        assert!(!path.exists());
+        let error = client::get(&path, "/").unwrap_err().to_string();
+        assert!(error.starts_with("cannot reach a VM at "), "{error}");
+    }
+
+    #[test]
+    fn nonsense_and_silence_do_not_hold_up_the_next_client() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("vm.sock");
+        let _server = Server::start(&path, Fixed).unwrap();
+        let mut nonsense = UnixStream::connect(&path).unwrap();
+        nonsense.write_all(b"\xff\xff\r\n\r\n").unwrap();
+        assert_eq!(Response::read(&mut nonsense).unwrap().status, 400);
+        let _silent = UnixStream::connect(&path).unwrap();
+        client::get(&path, "/").unwrap();
+    }
+
+    #[test]
+    fn a_path_that_is_taken_is_left_alone() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("taken");
+        std::fs::write(&path, "precious").unwrap();
+        let error = Server::start(&path, Fixed).unwrap_err().to_string();
+        assert!(
+            error.contains("give --api-socket a path that does not exist"),
+            "{error}"
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+}

@@ -142,53 +142,41 @@ fn kernel_log() -> String {
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
+
     use super::*;
 
-    struct Root(PathBuf);
-
-    impl Root {
-        fn new(name: &str, files: &[(&str, &str)]) -> Self {
-            let root =
-                Self(std::env::temp_dir().join(format!("pvtime-{}-{name}", std::process::id())));
-            for (path, text) in files {
-                let path = root.0.join(path);
-                fs::create_dir_all(path.parent().unwrap()).unwrap();
-                fs::write(path, text).unwrap();
-            }
-            root
+    fn root(files: &[(&str, &str)]) -> TempDir {
+        let root = TempDir::new().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
         }
-    }
-
-    impl Drop for Root {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
+        root
     }
 
     #[test]
     fn a_guest_with_everything_is_described() {
-        let root = Root::new(
-            "guest",
-            &[
-                (
-                    "proc/stat",
-                    "cpu  1 2 3 4 5 6 7 250 0 0\ncpu0 1 2 3 4 5 6 7 250 0 0\n",
-                ),
-                ("proc/device-tree/psci/method", "hvc\0"),
-                (
-                    "proc/device-tree/reserved-memory/stolen-time@a000000/reg",
-                    "",
-                ),
-                ("proc/device-tree/reserved-memory/other@1/reg", ""),
-                (
-                    "sys/devices/system/clocksource/clocksource0/current_clocksource",
-                    "arch_sys_counter\n",
-                ),
-                ("sys/class/ptp/ptp0/clock_name", "KVM virtual PTP\n"),
-                ("dev/vmclock0", ""),
-            ],
-        );
-        let guest = Guest::look_below(&root.0, "");
+        let root = root(&[
+            (
+                "proc/stat",
+                "cpu  1 2 3 4 5 6 7 250 0 0\ncpu0 1 2 3 4 5 6 7 250 0 0\n",
+            ),
+            ("proc/device-tree/psci/method", "hvc\0"),
+            (
+                "proc/device-tree/reserved-memory/stolen-time@a000000/reg",
+                "",
+            ),
+            ("proc/device-tree/reserved-memory/other@1/reg", ""),
+            (
+                "sys/devices/system/clocksource/clocksource0/current_clocksource",
+                "arch_sys_counter\n",
+            ),
+            ("sys/class/ptp/ptp0/clock_name", "KVM virtual PTP\n"),
+            ("dev/vmclock0", ""),
+        ]);
+        let guest = Guest::look_below(root.path(), "");
         assert_eq!(
             guest,
             Guest {
@@ -210,8 +198,8 @@ mod tests {
 
     #[test]
     fn absence_and_ignorance_are_told_apart() {
-        let root = Root::new("host", &[("proc/stat", "cpu  1 2 3 4 5 6 7 0 0 0\n")]);
-        let look = |log| Guest::look_below(&root.0, log).stolen_time;
+        let root = root(&[("proc/stat", "cpu  1 2 3 4 5 6 7 0 0 0\n")]);
+        let look = |log| Guest::look_below(root.path(), log).stolen_time;
         assert_eq!(look("Booting Linux on physical CPU 0x0"), Some(false));
         assert_eq!(
             look("Booting Linux; arm-pv: using stolen time PV"),
@@ -219,7 +207,7 @@ mod tests {
         );
         assert_eq!(look(""), None);
         assert!(
-            Guest::look_below(&root.0, "")
+            Guest::look_below(root.path(), "")
                 .for_people()
                 .contains("stolen time: not known")
         );

@@ -5,8 +5,11 @@
 //! panics and names what was wrong; only the value leaves this module for arithmetic.
 
 mod error;
+pub mod live_physical_time;
+pub mod paused_time;
 pub mod smccc;
 pub mod stolen_time;
+pub mod vmclock;
 
 pub use error::{ParseError, Structure};
 
