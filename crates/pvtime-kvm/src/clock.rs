@@ -20,9 +20,15 @@ const TRIES: usize = 5;
 /// of several that took the least time.
 #[must_use]
 pub fn sample(frequency: Frequency) -> HostSample {
-    (1..TRIES).map(|_| read_once(frequency)).fold(read_once(frequency), |best, next| {
-        if next.span_ns < best.span_ns { next } else { best }
-    })
+    (1..TRIES)
+        .map(|_| read_once(frequency))
+        .fold(read_once(frequency), |best, next| {
+            if next.span_ns < best.span_ns {
+                next
+            } else {
+                best
+            }
+        })
 }
 
 /// `CLOCK_BOOTTIME` in ns: the host's physical time.
@@ -68,7 +74,10 @@ fn wall_error_ns() -> u64 {
 pub(crate) fn nanoseconds(time: Timespec) -> u64 {
     let seconds = u64::try_from(time.tv_sec).expect("a clock after 1970");
     let nanoseconds = u64::try_from(time.tv_nsec).expect("a normalized timespec");
-    seconds.checked_mul(1_000_000_000).expect("a clock before 2554") + nanoseconds
+    seconds
+        .checked_mul(1_000_000_000)
+        .expect("a clock before 2554")
+        + nanoseconds
 }
 
 #[cfg(test)]
@@ -84,7 +93,10 @@ mod tests {
         let monotonic_ns = second.monotonic_ns - first.monotonic_ns;
         let boottime_ns = second.boottime_ns - first.boottime_ns;
         assert!(monotonic_ns.abs_diff(boottime_ns) <= first.span_ns + second.span_ns);
-        assert!(second.counter.since(first.counter) < u64::MAX / 2, "the counter went back");
+        assert!(
+            second.counter.since(first.counter) < u64::MAX / 2,
+            "the counter went back"
+        );
     }
 
     #[test]

@@ -11,7 +11,12 @@ use pvtime::host::CounterOffset;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
-ioctl_iow_nr!(KVM_ARM_SET_COUNTER_OFFSET, KVMIO, 0xb5, kvm_arm_counter_offset);
+ioctl_iow_nr!(
+    KVM_ARM_SET_COUNTER_OFFSET,
+    KVMIO,
+    0xb5,
+    kvm_arm_counter_offset
+);
 
 /// How often a busy VM is asked again, a millisecond apart. At a closed gate only a thread that
 /// reads a vCPU's registers can be in the way, and that takes microseconds.
@@ -49,7 +54,10 @@ pub fn set(vm: &VmFd, offset: CounterOffset) -> Result<(), SetOffsetError> {
 }
 
 fn try_set(vm: &VmFd, offset: CounterOffset) -> io::Result<()> {
-    let payload = kvm_arm_counter_offset { counter_offset: offset.0, reserved: 0 };
+    let payload = kvm_arm_counter_offset {
+        counter_offset: offset.0,
+        reserved: 0,
+    };
     // SAFETY: the ioctl reads the structure that its number was made with.
     match unsafe { ioctl_with_ref(vm, KVM_ARM_SET_COUNTER_OFFSET(), &payload) } {
         0 => Ok(()),

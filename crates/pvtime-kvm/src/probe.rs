@@ -170,7 +170,11 @@ impl HostTime {
     /// the scheduler's accounts.
     #[must_use]
     pub fn user_stolen_time(&self) -> Support {
-        if self.run_delay.is_yes() { self.smccc_filter.clone() } else { self.run_delay.clone() }
+        if self.run_delay.is_yes() {
+            self.smccc_filter.clone()
+        } else {
+            self.run_delay.clone()
+        }
     }
 }
 

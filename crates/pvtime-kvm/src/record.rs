@@ -65,12 +65,15 @@ impl Record {
     /// The record of an adjustment that was made at `wall_ns`; it is numbered when it is kept.
     #[must_use]
     pub fn new(adjustment: &Adjustment, wall_ns: u64) -> Self {
-        let gap = adjustment.gap.zip(adjustment.gap_ticks()).map(|(gap, ticks)| GapRecord {
-            ns: gap.ns,
-            ticks,
-            error_ns: gap.error_ns,
-            source: gap.source.to_string(),
-        });
+        let gap = adjustment
+            .gap
+            .zip(adjustment.gap_ticks())
+            .map(|(gap, ticks)| GapRecord {
+                ns: gap.ns,
+                ticks,
+                error_ns: gap.error_ns,
+                source: gap.source.to_string(),
+            });
         Self {
             sequence: 0,
             wall_ns,
@@ -136,6 +139,10 @@ impl Records {
             .added
             .wait_timeout_while(kept, patience, |kept| kept.last <= sequence)
             .unwrap_or_else(PoisonError::into_inner);
-        kept.records.iter().filter(|record| record.sequence > sequence).cloned().collect()
+        kept.records
+            .iter()
+            .filter(|record| record.sequence > sequence)
+            .cloned()
+            .collect()
     }
 }

@@ -31,12 +31,7 @@ pub(crate) const BLOCK_BYTES: usize = 64 * 1024;
 
 impl Block {
     /// Makes a zeroed block and gives it the memory slot.
-    pub fn new(
-        vm: Arc<VmFd>,
-        slot: u32,
-        base: GuestAddress,
-        access: Access,
-    ) -> io::Result<Self> {
+    pub fn new(vm: Arc<VmFd>, slot: u32, base: GuestAddress, access: Access) -> io::Result<Self> {
         let memory = MmapRegion::new(BLOCK_BYTES).map_err(io::Error::other)?;
         let slot = kvm_userspace_memory_region {
             slot,
@@ -97,7 +92,10 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        let none = kvm_userspace_memory_region { memory_size: 0, ..self.slot };
+        let none = kvm_userspace_memory_region {
+            memory_size: 0,
+            ..self.slot
+        };
         // SAFETY: a slot of no size shows the guest nothing.
         if let Err(error) = unsafe { self.vm.set_user_memory_region(none) } {
             // Unmapping memory that the guest can still reach would hand it whatever is mapped

@@ -13,7 +13,10 @@
 //!
 //! Stretches that are under way are in no account but `run`: a sample is whole only while the
 //! thread is out of the guest.
-#![expect(unsafe_code, reason = "clocks of other threads and KVM's statistics are plain ioctls")]
+#![expect(
+    unsafe_code,
+    reason = "clocks of other threads and KVM's statistics are plain ioctls"
+)]
 
 use std::fs::{self, File};
 use std::io;
@@ -35,7 +38,9 @@ ioctl_io_nr!(KVM_GET_STATS_FD, kvm_bindings::KVMIO, 0xce);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The thread has ended, or the kernel does not count.
-    #[error("cannot read {path}: {source}; the thread has ended, or the kernel lacks CONFIG_SCHED_INFO")]
+    #[error(
+        "cannot read {path}: {source}; the thread has ended, or the kernel lacks CONFIG_SCHED_INFO"
+    )]
     Schedstat {
         /// The file.
         path: PathBuf,
@@ -88,8 +93,10 @@ pub fn run_delay_ns(thread: Pid) -> Result<u64, Error> {
 }
 
 fn parse_run_delay(text: &str) -> Option<u64> {
-    let numbers: Option<Vec<u64>> =
-        text.split_ascii_whitespace().map(|word| word.parse().ok()).collect();
+    let numbers: Option<Vec<u64>> = text
+        .split_ascii_whitespace()
+        .map(|word| word.parse().ok())
+        .collect();
     match numbers?[..] {
         [_run_ns, run_delay_ns, _turns] => Some(run_delay_ns),
         _ => None,
@@ -105,12 +112,21 @@ pub fn run_ns(thread: Pid) -> Result<u64, Error> {
     let thread = thread.as_raw_nonzero().get();
     // The kernel's encoding of a thread's scheduler clock (include/linux/posix-timers_types.h).
     let clock = (!thread << 3) | 0b110;
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: the pointer is to a timespec, which the call fills in.
     if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
-        return Err(Error::Clock { thread, source: io::Error::last_os_error() });
+        return Err(Error::Clock {
+            thread,
+            source: io::Error::last_os_error(),
+        });
     }
-    let time = rustix::time::Timespec { tv_sec: time.tv_sec, tv_nsec: time.tv_nsec };
+    let time = rustix::time::Timespec {
+        tv_sec: time.tv_sec,
+        tv_nsec: time.tv_nsec,
+    };
     Ok(clock::nanoseconds(time))
 }
 
@@ -134,7 +150,9 @@ impl HaltTime {
         // SAFETY: the ioctl takes no argument and returns a new file descriptor.
         let statistics: RawFd = unsafe { ioctl(vcpu, KVM_GET_STATS_FD()) };
         if statistics < 0 {
-            return Err(Error::KvmStatistics { source: io::Error::last_os_error() });
+            return Err(Error::KvmStatistics {
+                source: io::Error::last_os_error(),
+            });
         }
         // SAFETY: the descriptor is new and nobody else's.
         let statistics = unsafe { File::from_raw_fd(statistics) };
@@ -169,8 +187,13 @@ fn find(statistics: &impl FileExt, wanted: &str) -> io::Result<Option<u64>> {
     let stride = DESCRIPTOR_BYTES + name_bytes as usize;
     let mut descriptor = vec![0; stride];
     for index in 0..u64::from(count) {
-        statistics.read_exact_at(&mut descriptor, u64::from(descriptors) + index * stride as u64)?;
-        let name = descriptor[DESCRIPTOR_BYTES..].split(|byte| *byte == 0).next();
+        statistics.read_exact_at(
+            &mut descriptor,
+            u64::from(descriptors) + index * stride as u64,
+        )?;
+        let name = descriptor[DESCRIPTOR_BYTES..]
+            .split(|byte| *byte == 0)
+            .next();
         if name == Some(wanted.as_bytes()) {
             return Ok(Some(u64::from(data) + u64::from(u32_at(&descriptor, 8))));
         }
@@ -208,7 +231,12 @@ impl ThreadAccounts {
     /// [`Error`].
     pub fn of_this_thread(halt: HaltTime) -> Result<Self, Error> {
         let thread = rustix::thread::gettid();
-        let mut accounts = Self { thread, halt, idle_ns: 0, last: Raw::default() };
+        let mut accounts = Self {
+            thread,
+            halt,
+            idle_ns: 0,
+            last: Raw::default(),
+        };
         accounts.last = accounts.read()?;
         Ok(accounts)
     }
@@ -249,7 +277,9 @@ impl Raw {
     fn idle_ns_since(&self, last: &Self) -> u64 {
         let physical_ns = self.physical_ns - last.physical_ns;
         let busy_ns = (self.run_ns - last.run_ns) + (self.run_delay_ns - last.run_delay_ns);
-        physical_ns.saturating_sub(busy_ns).min(self.halt_ns - last.halt_ns)
+        physical_ns
+            .saturating_sub(busy_ns)
+            .min(self.halt_ns - last.halt_ns)
     }
 }
 
@@ -262,7 +292,14 @@ mod tests {
     #[test]
     fn the_run_delay_is_the_second_of_three_numbers() {
         assert_eq!(parse_run_delay("17 2000000003 4\n"), Some(2_000_000_003));
-        for text in ["", "1 2", "1 2 3 4", "1 x 3", "1 -2 3", "1 18446744073709551616 3"] {
+        for text in [
+            "",
+            "1 2",
+            "1 2 3 4",
+            "1 x 3",
+            "1 -2 3",
+            "1 18446744073709551616 3",
+        ] {
             assert_eq!(parse_run_delay(text), None, "{text:?}");
         }
     }
@@ -282,14 +319,22 @@ mod tests {
         let before = run_ns(thread).unwrap();
         let start = clock::boottime_ns();
         while run_ns(thread).unwrap() < before + 1_000_000 {
-            assert!(clock::boottime_ns() < start + 10_000_000_000, "the clock stands");
+            assert!(
+                clock::boottime_ns() < start + 10_000_000_000,
+                "the clock stands"
+            );
         }
         assert!(clock::boottime_ns() - start >= 1_000_000);
     }
 
     #[test]
     fn idle_time_is_in_both_of_its_bounds() {
-        let last = Raw { physical_ns: 1000, run_ns: 500, run_delay_ns: 50, halt_ns: 100 };
+        let last = Raw {
+            physical_ns: 1000,
+            run_ns: 500,
+            run_delay_ns: 50,
+            halt_ns: 100,
+        };
         let now = |run_ns, run_delay_ns, halt_ns| Raw {
             physical_ns: 2000,
             run_ns: 500 + run_ns,
@@ -320,7 +365,10 @@ mod tests {
         file.write_all(&bytes).unwrap();
 
         let offset = find(&file, HaltTime::NAME).unwrap().unwrap();
-        let halt = HaltTime { statistics: file, offset };
+        let halt = HaltTime {
+            statistics: file,
+            offset,
+        };
         assert_eq!(halt.read_ns().unwrap(), 1_000_000_007);
         assert_eq!(find(&halt.statistics, "halt").unwrap(), None);
     }

@@ -45,7 +45,12 @@ pub fn read(vcpu: &VcpuFd) -> io::Result<VcpuTimers> {
 
 /// Writes a vCPU's timers: each compare value before the control that lets it fire.
 pub fn write(vcpu: &VcpuFd, timers: &VcpuTimers) -> io::Result<()> {
-    let VcpuTimers { virtual_timer, physical_timer, event_control, chosen_stream: _ } = timers;
+    let VcpuTimers {
+        virtual_timer,
+        physical_timer,
+        event_control,
+        chosen_stream: _,
+    } = timers;
     set(vcpu, CNTKCTL_EL1, *event_control)?;
     set(vcpu, TIMER_CVAL, virtual_timer.compare_value.0)?;
     set(vcpu, PTIMER_CVAL, physical_timer.compare_value.0)?;

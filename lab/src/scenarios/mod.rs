@@ -1,9 +1,11 @@
 //! The scenarios that there are.
 
+mod bad_input;
 mod boot;
 mod canary;
 mod kvm_tests;
 mod stolen_time;
+mod stolen_time_off;
 mod watch;
 
 use crate::scenario::Scenario;
@@ -12,6 +14,8 @@ use crate::scenario::Scenario;
 pub const ALL: &[Scenario] = &[
     boot::SCENARIO,
     kvm_tests::SCENARIO,
+    bad_input::SCENARIO,
     stolen_time::SCENARIO,
+    stolen_time_off::SCENARIO,
     canary::SCENARIO,
 ];

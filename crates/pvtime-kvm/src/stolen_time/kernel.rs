@@ -31,5 +31,9 @@ pub fn register(vcpu: &VcpuFd, address: GuestAddress) -> io::Result<()> {
 pub fn hide(vcpu: &VcpuFd) -> io::Result<()> {
     let shown = get(vcpu, STD_HYP_BMAP)?;
     let hidden = shown & !(1 << KVM_REG_ARM_STD_HYP_BIT_PV_TIME);
-    if hidden == shown { Ok(()) } else { set(vcpu, STD_HYP_BMAP, hidden) }
+    if hidden == shown {
+        Ok(())
+    } else {
+        set(vcpu, STD_HYP_BMAP, hidden)
+    }
 }

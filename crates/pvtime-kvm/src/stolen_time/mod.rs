@@ -87,10 +87,13 @@ impl StolenTimeChoice {
             (Self::Off, _) => Ok(StolenTimeProvider::Off),
             (Self::User, _) => in_user_space(),
             (Self::Auto | Self::On, Support::Yes) => Ok(StolenTimeProvider::Kernel),
-            (Self::On, Support::No { reason: kernel }) => in_user_space()
-                .map_err(|StolenTimeUnavailable { reason: user }| StolenTimeUnavailable {
-                    reason: format!("{kernel}, and for a thread of the VMM {user}"),
-                }),
+            (Self::On, Support::No { reason: kernel }) => {
+                in_user_space().map_err(|StolenTimeUnavailable { reason: user }| {
+                    StolenTimeUnavailable {
+                        reason: format!("{kernel}, and for a thread of the VMM {user}"),
+                    }
+                })
+            }
             (Self::Auto, Support::No { .. }) => {
                 Ok(in_user_space().unwrap_or(StolenTimeProvider::Off))
             }
@@ -113,10 +116,28 @@ mod tests {
         let user = host(no(), Support::Yes);
         let neither = host(no(), no());
         for (choice, of_both, of_kernel, of_user, of_neither) in [
-            (Auto, Some(Provider::Kernel), Some(Provider::Kernel), Some(Provider::User), Some(Provider::Off)),
-            (On, Some(Provider::Kernel), Some(Provider::Kernel), Some(Provider::User), None),
+            (
+                Auto,
+                Some(Provider::Kernel),
+                Some(Provider::Kernel),
+                Some(Provider::User),
+                Some(Provider::Off),
+            ),
+            (
+                On,
+                Some(Provider::Kernel),
+                Some(Provider::Kernel),
+                Some(Provider::User),
+                None,
+            ),
             (User, Some(Provider::User), None, Some(Provider::User), None),
-            (Off, Some(Provider::Off), Some(Provider::Off), Some(Provider::Off), Some(Provider::Off)),
+            (
+                Off,
+                Some(Provider::Off),
+                Some(Provider::Off),
+                Some(Provider::Off),
+                Some(Provider::Off),
+            ),
         ] {
             let provider = |host: &HostTime| choice.provider(host).ok();
             assert_eq!(provider(&both), of_both, "{choice:?}");
@@ -128,8 +149,14 @@ mod tests {
 
     #[test]
     fn on_where_there_is_none_says_what_is_missing() {
-        let host = host(Support::no("KVM_CAP_STEAL_TIME is 0"), Support::no("KVM has no filter"));
-        let error = StolenTimeChoice::On.provider(&host).unwrap_err().to_string();
+        let host = host(
+            Support::no("KVM_CAP_STEAL_TIME is 0"),
+            Support::no("KVM has no filter"),
+        );
+        let error = StolenTimeChoice::On
+            .provider(&host)
+            .unwrap_err()
+            .to_string();
         assert_eq!(
             error,
             "stolen time cannot be turned on: KVM_CAP_STEAL_TIME is 0, and for a thread of the \

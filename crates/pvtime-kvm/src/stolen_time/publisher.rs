@@ -61,7 +61,10 @@ impl Publisher {
                 let _ = publishing.publish();
             }
         })?;
-        Ok(Self { shared, thread: Some((stop, thread)) })
+        Ok(Self {
+            shared,
+            thread: Some((stop, thread)),
+        })
     }
 
     /// The structures.
@@ -84,14 +87,20 @@ impl Publisher {
         if let Some(value) = restored {
             self.shared.structures.write(index, value);
         }
-        self.shared.lock()[index] = Some(Published { thread, account, claimed: restored.is_some() });
+        self.shared.lock()[index] = Some(Published {
+            thread,
+            account,
+            claimed: restored.is_some(),
+        });
         Ok(())
     }
 
     /// Starts a vCPU's value at 0 because its guest asked for the structure.
     pub fn restart(&self, index: usize) -> Result<(), PublishError> {
         let mut vcpus = self.shared.lock();
-        let vcpu = vcpus[index].as_mut().expect("a vCPU that calls has a thread");
+        let vcpu = vcpus[index]
+            .as_mut()
+            .expect("a vCPU that calls has a thread");
         vcpu.account.restart(run_delay_ns(vcpu.thread)?)?;
         vcpu.claimed = true;
         self.shared.structures.write(index, vcpu.account.value());
@@ -120,7 +129,10 @@ impl Shared {
         let mut result = Ok(());
         for (index, vcpu) in self.lock().iter_mut().enumerate() {
             if let Some(vcpu) = vcpu.as_mut().filter(|vcpu| vcpu.claimed) {
-                result = result.and(vcpu.publish(index, &self.structures).map_err(|error| (index, error)));
+                result = result.and(
+                    vcpu.publish(index, &self.structures)
+                        .map_err(|error| (index, error)),
+                );
             }
         }
         result

@@ -18,10 +18,10 @@ use vm_memory::Address;
 use super::kernel;
 use super::publisher::{PublishError, Publisher};
 use super::structures::Structures;
+use crate::StolenTimeProvider;
 use crate::region::Access;
 use crate::thread_stat::run_delay_ns;
 use crate::vm_time::{Error, VmTimeConfig};
-use crate::StolenTimeProvider;
 
 /// A VM's stolen time.
 #[derive(Debug)]
@@ -81,7 +81,11 @@ impl Stolen {
             Self::Off => kernel::hide(vcpu).map_err(|source| Error::Hide { index, source }),
             Self::Kernel(structures) => {
                 let address = structures.address(index);
-                let attach = |source| Error::Attach { index, address: address.raw_value(), source };
+                let attach = |source| Error::Attach {
+                    index,
+                    address: address.raw_value(),
+                    source,
+                };
                 kernel::register(vcpu, address).map_err(attach)
             }
             // KVM affirms the features call by itself, and forwards the rest.
@@ -122,16 +126,18 @@ impl Stolen {
     pub fn publish(&self) -> Result<(), Error> {
         match self {
             Self::Off | Self::Kernel(_) => Ok(()),
-            Self::User(publisher) => {
-                publisher.publish().map_err(|(index, source)| Error::Publish { index, source })
-            }
+            Self::User(publisher) => publisher
+                .publish()
+                .map_err(|(index, source)| Error::Publish { index, source }),
         }
     }
 
     /// A stopped vCPU's value, for saving; `None` where its guest has not asked for it.
     pub fn value(&self, index: usize) -> Option<StolenTime> {
         let sample = self.structures()?.load(index);
-        sample.claimed.then_some(StolenTime { stolen_ns: sample.stolen_ns })
+        sample.claimed.then_some(StolenTime {
+            stolen_ns: sample.stolen_ns,
+        })
     }
 
     /// Continues a vCPU's value, which its guest had asked for, on a new thread.
@@ -140,15 +146,15 @@ impl Stolen {
             Self::Off => Ok(()),
             Self::Kernel(structures) => {
                 // KVM will add all that the thread has ever waited, most of it for nobody's guest.
-                let waited_ns = run_delay_ns(thread)
-                    .map_err(|source| Error::Accounts { index, source })?;
+                let waited_ns =
+                    run_delay_ns(thread).map_err(|source| Error::Accounts { index, source })?;
                 let stolen_ns = value.stolen_ns.wrapping_sub(waited_ns);
                 structures.write(index, StolenTime { stolen_ns });
                 Ok(())
             }
-            Self::User(publisher) => {
-                publisher.bind(index, thread, Some(value)).map_err(publish(index))
-            }
+            Self::User(publisher) => publisher
+                .bind(index, thread, Some(value))
+                .map_err(publish(index)),
         }
     }
 }

@@ -65,12 +65,14 @@ impl Structures {
     pub fn write(&self, index: usize, value: StolenTime) {
         let offset = index * STRIDE_BYTES;
         for (word, bytes) in value.emit().as_chunks::<8>().0.iter().enumerate() {
-            self.0.store_u64(offset + 8 * word, u64::from_le_bytes(*bytes));
+            self.0
+                .store_u64(offset + 8 * word, u64::from_le_bytes(*bytes));
         }
     }
 
     /// Writes the value alone, in one store, while the vCPU may run.
     pub fn store(&self, index: usize, value: StolenTime) {
-        self.0.store_u64(index * STRIDE_BYTES + 8 * STOLEN_WORD, value.stolen_ns);
+        self.0
+            .store_u64(index * STRIDE_BYTES + 8 * STOLEN_WORD, value.stolen_ns);
     }
 }

@@ -52,7 +52,9 @@ impl VmTimeConfig {
             return Err(Error::Vcpus { vcpus });
         }
         if !region.raw_value().is_multiple_of(Self::REGION_BYTES) {
-            return Err(Error::Unaligned { address: region.raw_value() });
+            return Err(Error::Unaligned {
+                address: region.raw_value(),
+            });
         }
         Ok(())
     }
@@ -212,7 +214,9 @@ pub enum Error {
     #[error(transparent)]
     Saved(#[from] SavedError),
     /// The saved time is of a VM of another shape.
-    #[error("the saved time has {actual} bytes, and that of a VM with {vcpus} vCPUs has {expected}")]
+    #[error(
+        "the saved time has {actual} bytes, and that of a VM with {vcpus} vCPUs has {expected}"
+    )]
     SavedLength {
         /// vCPUs of this VM.
         vcpus: usize,

@@ -43,7 +43,10 @@ impl VmTime {
     }
 
     fn translate_timers(&self, state: &mut State, translation: Translation) -> Result<(), Error> {
-        let chosen: Vec<_> = state.bound().map(|(_, bound)| bound.chosen_stream).collect();
+        let chosen: Vec<_> = state
+            .bound()
+            .map(|(_, bound)| bound.chosen_stream)
+            .collect();
         let translated = self.gate.on_each(move |index, vcpu| {
             let mut timers = timers::read(vcpu)?;
             timers.chosen_stream = chosen[index];

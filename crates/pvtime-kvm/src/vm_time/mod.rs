@@ -114,7 +114,10 @@ impl VmTime {
     pub fn attach(self: &Arc<Self>, vcpu: &VcpuFd, index: usize) -> Result<VcpuTime, Error> {
         let mut state = self.lock();
         let vcpus = state.vcpus.len();
-        let known = state.vcpus.get_mut(index).ok_or(Error::NoSuchVcpu { index, vcpus })?;
+        let known = state
+            .vcpus
+            .get_mut(index)
+            .ok_or(Error::NoSuchVcpu { index, vcpus })?;
         if !matches!(known, Vcpu::New) {
             return Err(Error::AttachedTwice { index });
         }
@@ -169,7 +172,9 @@ impl VmTime {
             for (index, bound) in state.bound() {
                 let sample = bound.sample(index)?;
                 let mut ledger = *bound.ledger();
-                ledger.stop(sample).map_err(|source| Error::Ledger { index, source })?;
+                ledger
+                    .stop(sample)
+                    .map_err(|source| Error::Ledger { index, source })?;
                 ledgers.push(ledger);
             }
         }
@@ -189,7 +194,9 @@ impl VmTime {
     pub fn resume(&self) -> Result<(), Error> {
         let mut state = self.lock();
         let adjustment = self.step(&mut state, Event::Resume)?;
-        let cause = adjustment.and_then(|adjustment| adjustment.cause).unwrap_or(Cause::Operator);
+        let cause = adjustment
+            .and_then(|adjustment| adjustment.cause)
+            .unwrap_or(Cause::Operator);
         for (index, bound) in state.bound() {
             let sample = bound.sample(index)?;
             let resumed = bound.ledger().resume(sample, cause);
@@ -240,7 +247,11 @@ impl VmTime {
     /// What to reserve in the device tree.
     #[must_use]
     pub fn reserved_memory(&self) -> Vec<ReservedMemory> {
-        self.stolen.structures().iter().map(|it| it.block().reserved("stolen-time")).collect()
+        self.stolen
+            .structures()
+            .iter()
+            .map(|it| it.block().reserved("stolen-time"))
+            .collect()
     }
 
     /// What the host counted for each vCPU's thread, and what stands in guest memory, one right
@@ -256,14 +267,18 @@ impl VmTime {
             let thread = vcpu.thread();
             let accounts = thread.map(|thread| Ok((run_ns(thread)?, run_delay_ns(thread)?)));
             let accounts = accounts.transpose();
-            let (run_ns, run_delay_ns) =
-                accounts.map_err(|source| Error::Accounts { index, source })?.unwrap_or_default();
+            let (run_ns, run_delay_ns) = accounts
+                .map_err(|source| Error::Accounts { index, source })?
+                .unwrap_or_default();
             vcpus.push(VcpuSample {
                 index,
                 thread_id: thread.map(|thread| thread.as_raw_nonzero().get()),
                 run_ns,
                 run_delay_ns,
-                stolen_time: self.stolen.structures().map(|structures| structures.load(index)),
+                stolen_time: self
+                    .stolen
+                    .structures()
+                    .map(|structures| structures.load(index)),
             });
         }
         let elapsed_ns = clock::boottime_ns() - self.created_ns;
@@ -318,10 +333,13 @@ impl Drop for VmTime {
 impl State {
     /// The vCPUs that have a thread.
     fn bound(&mut self) -> impl Iterator<Item = (usize, &mut Bound)> {
-        self.vcpus.iter_mut().enumerate().filter_map(|(index, vcpu)| match vcpu {
-            Vcpu::Bound(bound) => Some((index, bound)),
-            Vcpu::New | Vcpu::Attached(_) => None,
-        })
+        self.vcpus
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(index, vcpu)| match vcpu {
+                Vcpu::Bound(bound) => Some((index, bound)),
+                Vcpu::New | Vcpu::Attached(_) => None,
+            })
     }
 
     fn check_threads(&self) -> Result<(), Error> {
@@ -342,7 +360,9 @@ impl State {
                 let ledger = bound.ledger.as_mut().ok_or(Error::NoThread { index })?;
                 let mut shown = *ledger;
                 if runs {
-                    shown.enter(sample).map_err(|source| Error::Ledger { index, source })?;
+                    shown
+                        .enter(sample)
+                        .map_err(|source| Error::Ledger { index, source })?;
                     *ledger = shown;
                 } else {
                     let resumed = shown.resume(sample, ongoing);
@@ -365,14 +385,18 @@ impl Vcpu {
 
 impl Bound {
     fn sample(&mut self, index: usize) -> Result<ThreadSample, Error> {
-        self.accounts.sample().map_err(|source| Error::Accounts { index, source })
+        self.accounts
+            .sample()
+            .map_err(|source| Error::Accounts { index, source })
     }
 
     /// # Panics
     ///
     /// For a VM that was neither started nor restored, which the timeline refuses before.
     fn ledger(&mut self) -> &mut Ledger {
-        self.ledger.as_mut().expect("a VM that was started has ledgers")
+        self.ledger
+            .as_mut()
+            .expect("a VM that was started has ledgers")
     }
 }
 

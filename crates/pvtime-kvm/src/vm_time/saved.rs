@@ -78,7 +78,11 @@ impl VmTime {
 fn parse(bytes: &[u8], vcpus: usize) -> Result<(SavedVm, Vec<SavedVcpu>), Error> {
     let expected = SavedVm::SIZE_BYTES + vcpus * SavedVcpu::SIZE_BYTES;
     if bytes.len() != expected {
-        return Err(Error::SavedLength { vcpus, expected, actual: bytes.len() });
+        return Err(Error::SavedLength {
+            vcpus,
+            expected,
+            actual: bytes.len(),
+        });
     }
     let (vm, rest) = bytes.split_at(SavedVm::SIZE_BYTES);
     let vcpus = rest.chunks(SavedVcpu::SIZE_BYTES).map(SavedVcpu::parse);

@@ -22,7 +22,10 @@ pub struct VcpuTime {
 
 impl VcpuTime {
     pub(super) fn new(time: &Arc<VmTime>, index: usize) -> Self {
-        Self { time: Arc::clone(time), index }
+        Self {
+            time: Arc::clone(time),
+            index,
+        }
     }
 
     /// Makes the calling thread the one that runs this vCPU; its accounts are the vCPU's.
@@ -43,11 +46,19 @@ impl VcpuTime {
         };
         let accounts = ThreadAccounts::of_this_thread(halt)
             .map_err(|source| Error::Accounts { index, source })?;
-        *slot = Vcpu::Bound(Bound { accounts, ledger: None, chosen_stream: None });
+        *slot = Vcpu::Bound(Bound {
+            accounts,
+            ledger: None,
+            chosen_stream: None,
+        });
         drop(state);
         time.stolen.bind(index, gettid())?;
         let member = Member::join(&time.gate, index);
-        Ok(RunningVcpu { time, index, member })
+        Ok(RunningVcpu {
+            time,
+            index,
+            member,
+        })
     }
 }
 
@@ -102,5 +113,9 @@ fn read_request(vcpu: &VcpuFd) -> io::Result<Request> {
         0 => ExecutionState::AArch64,
         _ => ExecutionState::AArch32,
     };
-    Ok(Request::from_registers(state, get(vcpu, x(0))?, get(vcpu, x(1))?))
+    Ok(Request::from_registers(
+        state,
+        get(vcpu, x(0))?,
+        get(vcpu, x(1))?,
+    ))
 }
