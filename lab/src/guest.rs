@@ -54,6 +54,8 @@ pub struct GuestSpec {
     pub memory_mib: u32,
     /// What each vCPU does from the start.
     pub workload: Workload,
+    /// From one of its samples to the next; 0 for none but those that are asked for.
+    pub sample_period_ms: u32,
     /// `--stolen-time`.
     pub stolen_time: &'static str,
 }
@@ -67,6 +69,7 @@ impl GuestSpec {
             cpus: 1,
             memory_mib: 128,
             workload: Workload::Idle,
+            sample_period_ms: 500,
             stolen_time: "on",
         }
     }
@@ -268,6 +271,32 @@ impl Guest {
             .with_context(|| format!("cannot understand the status {:?}", finished.stdout))
     }
 
+    /// Lets the vCPUs run on these host CPUs, and the VMM's other threads on those.
+    ///
+    /// # Errors
+    /// When the host has no such CPU.
+    pub fn pin(&self, host: &mut Host, vcpus_on: &[usize], others_on: &[usize]) -> Result<()> {
+        for thread in host.threads(self.vmm.pid)?.threads {
+            host.pin_thread(thread.tid, others_on)?;
+        }
+        self.pin_vcpus(host, |_| vcpus_on)
+    }
+
+    /// Lets each vCPU run on the host CPUs that are chosen for it.
+    ///
+    /// # Errors
+    /// When the host has no such CPU.
+    pub fn pin_vcpus<'a>(
+        &self,
+        host: &mut Host,
+        choose: impl Fn(u32) -> &'a [usize],
+    ) -> Result<()> {
+        for (index, vcpu) in (0..).zip(self.status(host)?.vcpus) {
+            host.pin_thread(vcpu.thread_id, choose(index))?;
+        }
+        Ok(())
+    }
+
     /// Asks the guest to power off, and waits for the VMM's end with status 0.
     ///
     /// # Errors
@@ -347,7 +376,8 @@ impl Guest {
 
 fn command_line(spec: &GuestSpec) -> String {
     let workload = vec![spec.workload.to_string(); spec.cpus as usize].join(",");
-    format!("console=ttyS0 panic=-1 -- --port ttyS1 --workload {workload} --sample-ms 500")
+    let period_ms = spec.sample_period_ms;
+    format!("console=ttyS0 panic=-1 -- --port ttyS1 --workload {workload} --sample-ms {period_ms}")
 }
 
 #[cfg(test)]
