@@ -83,15 +83,6 @@ pub enum ScaleError {
         /// Rate of the PV counter.
         pv_hz: u64,
     },
-    /// More than 63 bits to shift a `VMClock` product by.
-    #[error("a VMClock period shift of {shift} is above 63: report it to the VMM's authors")]
-    PeriodShift {
-        /// The shift.
-        shift: u8,
-    },
-    /// A `VMClock` whose ticks have no length.
-    #[error("a VMClock period of 0 gives no time: use the clock's disruption fields alone")]
-    ZeroPeriod,
     /// A tick of a whole second or more, which a `VMClock` period cannot say.
     #[error("a VMClock cannot say the period of {frequency_hz} Hz: use a counter of 2 Hz or more")]
     PeriodTooLong {

@@ -7,7 +7,7 @@
 //! | [`LiveTime`] | PV ticks with 64 fraction bits | what the PV counter should show |
 //! | [`CompareValue`], [`TimerValue`], [`PvDeadline`] | when a timer fires: native, as the signed 32-bit view, PV | deadlines |
 //! | [`EventStream`] | which counter bit makes events | `CNTKCTL_EL1` |
-//! | [`Timestamp`], [`CounterPeriod`] | seconds with 64 fraction bits, the length of a tick | `VMClock` |
+//! | [`Timestamp`], [`Period`] | seconds with 64 fraction bits, the length of a tick | `VMClock` |
 //! | [`rfc`] | the arithmetic of the 2020 KVM series, defects included | comparison |
 //!
 //! # Error bounds
@@ -27,7 +27,7 @@
 //! | [`LiveTime::after`] | nearest | at most 2^-65 PV ticks |
 //! | [`LivePhysicalTime::translate`] | up | late by less than one native tick, never early |
 //! | [`EventStream::translate`] | nearest power of two | factor below the square root of 2, unless clamped |
-//! | [`CounterPeriod::elapsed`] | down | below 2^-64 s, and the period's own |
+//! | [`Period::elapsed`] | down | below 2^-64 s, and the period's own |
 
 mod deadline;
 mod error;
@@ -43,13 +43,14 @@ mod vmclock;
 mod wrapping;
 
 pub use crate::abi::live_physical_time::{LivePhysicalTime, Multiplier};
+pub use crate::abi::vmclock::Period;
 pub use deadline::{CompareValue, TimerValue};
 pub use error::ScaleError;
 pub use event_stream::{EventStream, TranslatedStream};
 pub use frequency::{Frequency, NS_PER_S, Ratio, Rounding};
 pub use live_time::{LiveDistance, LiveTime};
 pub use mapping::{PvDeadline, TranslatedDeadline};
-pub use vmclock::{CounterPeriod, Timestamp};
+pub use vmclock::Timestamp;
 
 #[expect(
     clippy::cast_possible_truncation,

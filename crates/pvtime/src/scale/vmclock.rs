@@ -4,6 +4,8 @@
 //! units of `2^-(64 + shift)` s (VMClock specification, "Calculating the time").
 
 use super::{Frequency, NS_PER_S, Rounding, ScaleError, low_64_bits};
+use crate::abi::vmclock::Period;
+use core::num::NonZeroU64;
 
 /// A point in time or a span: seconds with 64 fraction bits, 0 to below 2^64 s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,30 +80,7 @@ impl Timestamp {
     }
 }
 
-/// The length of a counter's tick, or its error: `frac_sec * 2^-(64 + shift)` seconds, above 0
-/// and below 1 s.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct CounterPeriod {
-    frac_sec: u64,
-    shift: u8,
-}
-
-impl CounterPeriod {
-    /// The period that a structure's `counter_period_frac_sec` and `counter_period_shift` say.
-    ///
-    /// # Errors
-    ///
-    /// [`ScaleError::PeriodShift`] above 63, [`ScaleError::ZeroPeriod`] for a period of 0.
-    pub const fn from_parts(frac_sec: u64, shift: u8) -> Result<Self, ScaleError> {
-        if shift > 63 {
-            return Err(ScaleError::PeriodShift { shift });
-        }
-        if frac_sec == 0 {
-            return Err(ScaleError::ZeroPeriod);
-        }
-        Ok(Self { frac_sec, shift })
-    }
-
+impl Period {
     /// The period of `frequency` with the most bits that fit: off by less than 2^-(64 + shift) s.
     ///
     /// # Errors
@@ -114,10 +93,12 @@ impl CounterPeriod {
         // rounded up too.
         let shift = (frequency_hz - 1).checked_ilog2().ok_or(too_long)?;
         let frac_sec = Self::rounded(frequency_hz, shift, rounding);
-        Ok(Self {
-            frac_sec: u64::try_from(frac_sec).map_err(|_| too_long)?,
-            shift: u8::try_from(shift).map_err(|_| too_long)?,
-        })
+        u64::try_from(frac_sec)
+            .ok()
+            .and_then(NonZeroU64::new)
+            .zip(u8::try_from(shift).ok())
+            .and_then(|(frac_sec, shift)| Self::new(frac_sec, shift))
+            .ok_or(too_long)
     }
 
     fn rounded(frequency_hz: u64, shift: u32, rounding: Rounding) -> u128 {
@@ -131,24 +112,12 @@ impl CounterPeriod {
         quotient + u128::from(round_up)
     }
 
-    /// The period in units of `2^-(64 + shift)` s.
-    #[must_use]
-    pub const fn frac_sec(self) -> u64 {
-        self.frac_sec
-    }
-
-    /// By how many bits the unit is finer than 2^-64 s, 0 to 63.
-    #[must_use]
-    pub const fn shift(self) -> u8 {
-        self.shift
-    }
-
     /// How long `ticks` take, rounded down to 2^-64 s.
     ///
     /// For a counter that passed 2^64 since the reference, take the ticks modulo 2^64.
     #[must_use]
     pub const fn elapsed(self, ticks: u64) -> Timestamp {
-        Timestamp((ticks as u128 * self.frac_sec as u128) >> self.shift)
+        Timestamp((ticks as u128 * self.frac_sec().get() as u128) >> self.shift())
     }
 
     /// A bound that was `at_reference_ns` at the reference and grows by this rate a tick, after
@@ -158,9 +127,9 @@ impl CounterPeriod {
     ///
     /// [`ScaleError::BoundTooLarge`] past 2^64 ns.
     pub fn bound_ns(self, at_reference_ns: u64, ticks: u64) -> Result<u64, ScaleError> {
-        let product = u128::from(ticks) * u128::from(self.frac_sec);
-        let cut = product & ((1 << self.shift) - 1) != 0;
-        Timestamp(product >> self.shift)
+        let product = u128::from(ticks) * u128::from(self.frac_sec().get());
+        let cut = product & ((1 << self.shift()) - 1) != 0;
+        Timestamp(product >> self.shift())
             .0
             .checked_add(u128::from(cut))
             .and_then(|grown| Timestamp(grown).to_ns(Rounding::Up).ok())
@@ -176,12 +145,12 @@ mod tests {
     use num_bigint::BigInt;
     use proptest::prelude::*;
 
-    fn period(hz: u64, rounding: Rounding) -> CounterPeriod {
-        CounterPeriod::of(Frequency::from_hz(hz).unwrap(), rounding).unwrap()
+    fn period(hz: u64, rounding: Rounding) -> Period {
+        Period::of(Frequency::from_hz(hz).unwrap(), rounding).unwrap()
     }
 
-    fn parts(frac_sec: u64, shift: u8) -> CounterPeriod {
-        CounterPeriod::from_parts(frac_sec, shift).unwrap()
+    fn parts(frac_sec: u64, shift: u8) -> Period {
+        Period::new(NonZeroU64::new(frac_sec).unwrap(), shift).unwrap()
     }
 
     #[test]
@@ -196,14 +165,8 @@ mod tests {
             assert_eq!(period(hz, Rounding::Down), parts(frac_sec, shift));
         }
         // A nanosecond without a shift.
-        assert_eq!(
-            CounterPeriod::rounded(NS_PER_S, 0, Rounding::Down),
-            0x4_4B82_FA09
-        );
-        assert_eq!(
-            CounterPeriod::rounded(NS_PER_S, 0, Rounding::Up),
-            0x4_4B82_FA0A
-        );
+        assert_eq!(Period::rounded(NS_PER_S, 0, Rounding::Down), 0x4_4B82_FA09);
+        assert_eq!(Period::rounded(NS_PER_S, 0, Rounding::Up), 0x4_4B82_FA0A);
     }
 
     #[test]
@@ -213,19 +176,9 @@ mod tests {
         assert_eq!(period(u64::MAX, Rounding::Down), parts(1 << 63, 63));
         assert_eq!(period((1 << 32) + 1, Rounding::Up).shift(), 32);
         assert_eq!(
-            CounterPeriod::of(hz(1).unwrap(), Rounding::Down),
+            Period::of(hz(1).unwrap(), Rounding::Down),
             Err(ScaleError::PeriodTooLong { frequency_hz: 1 })
         );
-    }
-
-    #[test]
-    fn v6_a_bad_shift_and_an_empty_period_are_refused() {
-        let shift = 64;
-        assert_eq!(
-            CounterPeriod::from_parts(1, shift),
-            Err(ScaleError::PeriodShift { shift })
-        );
-        assert_eq!(CounterPeriod::from_parts(0, 0), Err(ScaleError::ZeroPeriod));
     }
 
     #[test]
@@ -254,24 +207,28 @@ mod tests {
         assert_eq!(parts(1, 63).bound_ns(7, 0), Ok(7));
     }
 
+    fn any_period(frac_sec: u64, shift: u8) -> Option<Period> {
+        Period::new(NonZeroU64::new(frac_sec)?, shift)
+    }
+
     proptest! {
         #[test]
         fn v6_periods_are_exact_up_to_their_rounding(frequency in any_frequency()) {
             let hz = int(frequency.hz());
             for rounding in [Rounding::Down, Rounding::Up, Rounding::Nearest] {
-                let Ok(period) = CounterPeriod::of(frequency, rounding) else {
+                let Ok(period) = Period::of(frequency, rounding) else {
                     prop_assert_eq!(frequency.hz(), 1);
                     return Ok(());
                 };
-                let exact = power(64 + u32::from(period.shift));
-                let error = int(period.frac_sec) * &hz - exact;
+                let exact = power(64 + u32::from(period.shift()));
+                let error = int(period.frac_sec().get()) * &hz - exact;
                 let within = match rounding {
                     Rounding::Down => error <= BigInt::ZERO && -error < hz,
                     Rounding::Up => error >= BigInt::ZERO && error < hz,
                     Rounding::Nearest => magnitude(&error) * 2 <= hz,
                 };
                 prop_assert!(within);
-                prop_assert!(period.frac_sec >> 63 == 1, "all 64 bits are used");
+                prop_assert!(period.frac_sec().get() >> 63 == 1, "all 64 bits are used");
             }
         }
 
@@ -282,7 +239,7 @@ mod tests {
             frac_sec in edgy(),
             shift in 0u8..64,
         ) {
-            let Ok(period) = CounterPeriod::from_parts(frac_sec, shift) else { return Ok(()) };
+            let Some(period) = any_period(frac_sec, shift) else { return Ok(()) };
             let exact = int(ticks) * int(frac_sec);
             let span = period.elapsed(ticks);
             let behind = &exact - (int(span.0) << shift);
@@ -303,7 +260,7 @@ mod tests {
             frac_sec in edgy(),
             shift in 0u8..64,
         ) {
-            let Ok(rate) = CounterPeriod::from_parts(frac_sec, shift) else { return Ok(()) };
+            let Some(rate) = any_period(frac_sec, shift) else { return Ok(()) };
             let unit = power(64 + u32::from(shift));
             let exact = int(at_reference_ns) * &unit + int(ticks) * int(frac_sec) * int(NS_PER_S);
             match rate.bound_ns(at_reference_ns, ticks) {

@@ -9,8 +9,9 @@ use crate::abi::vmclock::{
     ClockStatus, LeapIndicator, Period, Reference, SHAPE, SIZE_BYTES, TimeType, VmClock,
     VmClockLayout,
 };
-use crate::scale::{CounterPeriod, ScaleError, Timestamp};
+use crate::scale::{ScaleError, Timestamp};
 use crate::seqlock::{ATTEMPTS, ReadWords, SequenceReader, Word};
+use core::num::NonZeroU64;
 
 const WORDS: usize = SIZE_BYTES / u32::BYTES;
 
@@ -125,8 +126,7 @@ impl RealTime {
     fn at(count: u64, clock: &VmClock, reference: &Reference) -> Result<Self, ScaleError> {
         let ticks = count.wrapping_sub(reference.counter_value).cast_signed();
         let period = reference.period;
-        let length = CounterPeriod::from_parts(period.frac_sec().get(), period.shift())?;
-        let span = length.elapsed(ticks.unsigned_abs());
+        let span = period.elapsed(ticks.unsigned_abs());
         let start = Timestamp::from_parts(reference.time_sec, reference.time_frac_sec);
         let error = |at_reference_ns, rate| bound(at_reference_ns, rate, period, ticks);
         Ok(Self {
@@ -189,12 +189,12 @@ fn bound(
     let (Some(at_reference_ns), Some(rate)) = (at_reference_ns, rate) else {
         return Ok(None);
     };
-    if rate == 0 {
-        return Ok(Some(at_reference_ns));
-    }
-    let rate = CounterPeriod::from_parts(rate, period.shift())?;
-    rate.bound_ns(at_reference_ns, ticks.unsigned_abs())
-        .map(Some)
+    let rate = NonZeroU64::new(rate).and_then(|rate| Period::new(rate, period.shift()));
+    // An error that does not grow has no rate.
+    rate.map_or(Ok(at_reference_ns), |rate| {
+        rate.bound_ns(at_reference_ns, ticks.unsigned_abs())
+    })
+    .map(Some)
 }
 
 #[cfg(test)]

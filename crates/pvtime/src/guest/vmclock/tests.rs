@@ -4,7 +4,6 @@ use crate::abi::vmclock::CounterId;
 use crate::scale::{Frequency, Rounding};
 use crate::seqlock::{ReadError, SequenceWriter, WriteWords};
 use core::cell::Cell;
-use core::num::NonZeroU64;
 use core::sync::atomic::AtomicU32;
 use proptest::prelude::*;
 
@@ -32,8 +31,7 @@ impl Counter for Set<'_> {
 
 /// The period of a rate, as the structure has it.
 fn period(hz: u64) -> Period {
-    let period = CounterPeriod::of(Frequency::from_hz(hz).unwrap(), Rounding::Down).unwrap();
-    Period::new(NonZeroU64::new(period.frac_sec()).unwrap(), period.shift()).unwrap()
+    Period::of(Frequency::from_hz(hz).unwrap(), Rounding::Down).unwrap()
 }
 
 /// TAI second 1000 at count 5000 of 100 MHz.
