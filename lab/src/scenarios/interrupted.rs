@@ -57,7 +57,12 @@ fn stop(scene: &mut Scene, stage: &Stage, signal: Signal, check: &'static str) -
     let folder = stage.logs.join(check);
     fs::create_dir_all(&folder)?;
     let mut lab = start(stage.assets, &folder)?;
-    let hosts = await_hosts(&mut lab)?;
+    let console = folder.join("boot/host-console.log");
+    let is_booting = || match stage.assets.place {
+        Place::Emulated => fs::metadata(&console).is_ok_and(|log| log.len() > 0),
+        Place::Local => true,
+    };
+    let hosts = await_hosts(&mut lab, is_booting)?;
     kill_process(pid(lab.id())?, signal)?;
     let status = await_end(&mut lab)?;
     let left = await_ends(&hosts)?;
@@ -92,15 +97,15 @@ fn start(assets: &Assets, folder: &Path) -> Result<Child> {
         .context("cannot start another lab")
 }
 
-/// Waits until the lab has started processes, and returns them.
-fn await_hosts(lab: &mut Child) -> Result<Vec<u32>> {
+/// Waits until the lab has started a host that boots, and returns its processes.
+fn await_hosts(lab: &mut Child, is_booting: impl Fn() -> bool) -> Result<Vec<u32>> {
     let begun = Instant::now();
     while begun.elapsed() < LIMIT {
         if let Some(status) = lab.try_wait()? {
             bail!("the other lab ended by itself: {status}");
         }
         let children = children_of(lab.id())?;
-        if !children.is_empty() {
+        if !children.is_empty() && is_booting() {
             return Ok(children);
         }
         sleep(Duration::from_millis(5))?;

@@ -42,7 +42,14 @@ impl Watch {
         time: Duration,
         mut show: impl FnMut(&[Self]),
     ) -> Result<Vec<Self>> {
-        let mut watches: Vec<_> = guests.iter().map(|guest| Self::new(guest.name())).collect();
+        let mut watches = Vec::new();
+        for guest in guests.iter_mut() {
+            // What came before is not of this time.
+            guest.take_samples(host)?;
+            let mut watch = Self::new(guest.name());
+            watch.add_sample(&guest.sample(host)?);
+            watches.push(watch);
+        }
         let start = Instant::now();
         loop {
             // The last look begins when the whole time is over.
