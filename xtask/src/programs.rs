@@ -6,7 +6,7 @@ use crate::workspace::Workspace;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Target of everything that runs on a host or in a Linux guest.
@@ -63,19 +63,32 @@ fn build_kvm_tests(workspace: &Workspace) -> Result<()> {
         "--message-format=json",
     ]);
     let messages = process::output(command.args(KVM_TESTED))?;
+    let folder = workspace.target.join(TARGET).join(PROFILE);
+    remove_old_tests(&folder)?;
     for message in messages.lines() {
         let message: Value = serde_json::from_str(message).context("cargo printed no JSON")?;
         if let (Some(program), Some(name)) = (
             message["executable"].as_str(),
             message["target"]["name"].as_str(),
         ) {
-            let named = workspace
-                .target
-                .join(TARGET)
-                .join(PROFILE)
-                .join(format!("kvm-test-{name}"));
+            let named = folder.join(format!("{KVM_TEST}{name}"));
             fs::copy(program, &named)
                 .with_context(|| format!("cannot copy {program} to {}", named.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// What the names of the test programs begin with.
+const KVM_TEST: &str = "kvm-test-";
+
+/// Removes the test programs of an earlier build, which may have had others.
+fn remove_old_tests(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(KVM_TEST) {
+            fs::remove_file(&path)?;
         }
     }
     Ok(())
