@@ -36,6 +36,16 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Measures `pvtime run` beside QEMU on one host; takes some minutes.
+    Bench {
+        #[command(flatten)]
+        machines: Machines,
+        /// Where the page goes.
+        #[arg(long, value_name = "FILE", default_value = "docs/benchmarks.md")]
+        page: PathBuf,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Runs scenarios, one after the other.
     Run {
         /// Their names, as `lab list` prints them.
@@ -80,6 +90,9 @@ pub struct Machines {
         default_value = "qemu-system-aarch64"
     )]
     qemu: PathBuf,
+    /// Folder with an arm64 QEMU and its libraries, to measure beside.
+    #[arg(long, env = "PVTIME_LAB_PEER", value_name = "FOLDER")]
+    peer: Option<PathBuf>,
     /// Where hosts live.
     #[arg(long, env = "PVTIME_LAB_HOST", value_enum, default_value_t = Hosts::Auto)]
     host: Hosts,
@@ -114,6 +127,7 @@ impl Machines {
             guest_kernel: self.guest_kernel.as_ref().unwrap_or(kernel).clone(),
             programs: self.programs.clone(),
             qemu: self.qemu.clone(),
+            peer: self.peer.clone(),
             place: match self.host {
                 Hosts::Auto => Place::detect(),
                 Hosts::Qemu => Place::Emulated,

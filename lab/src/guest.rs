@@ -31,7 +31,10 @@ pub fn host_spec(name: &'static str, assets: &Assets, logs: &Path) -> Result<Hos
     let initramfs = logs.join("guest.cpio");
     fs::write(&initramfs, assets.guest_initramfs()?)
         .with_context(|| format!("cannot write {}", initramfs.display()))?;
-    let file = |name, from| HostFile { name, from };
+    let file = |name: &str, from| HostFile {
+        name: name.to_owned(),
+        from,
+    };
     let files = vec![
         file("pvtime", assets.program("pvtime")?),
         file("Image", assets.guest_kernel.clone()),

@@ -43,7 +43,7 @@ impl Place {
 #[derive(Debug, Clone)]
 pub struct HostFile {
     /// Name to find it by.
-    pub name: &'static str,
+    pub name: String,
     /// Where it is on this machine.
     pub from: PathBuf,
 }

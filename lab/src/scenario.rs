@@ -141,6 +141,7 @@ mod tests {
             guest_kernel: "absent".into(),
             programs: "absent".into(),
             qemu: "absent".into(),
+            peer: None,
             place: Place::Emulated,
         }
     }

@@ -1,6 +1,7 @@
 //! The scenarios that there are.
 
 mod bad_input;
+pub mod bench;
 mod boot;
 mod canary;
 pub mod demo;
