@@ -141,7 +141,7 @@ fn found_its_own(figures: &Figures, cpu: usize) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{Status, Structure, VcpuStatus};
+    use crate::status::{Status, Structure, VcpuStatus};
     use guest_protocol::report::Sample;
 
     const MS: u64 = 1_000_000;

@@ -1,8 +1,9 @@
 //! Watching the stolen time of guests over a while.
 
-use crate::guest::{Guest, Status, Structure};
+use crate::guest::Guest;
 use crate::host::Host;
 use crate::interrupt::sleep;
+use crate::status::{Status, Structure};
 use anyhow::{Context, Result, bail};
 use guest_protocol::report::Sample;
 use guest_protocol::{Action, Workload};
@@ -268,7 +269,7 @@ pub fn ms(ns: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::VcpuStatus;
+    use crate::status::VcpuStatus;
     use lab_agent::message::Thread;
 
     const MS: u64 = 1_000_000;
