@@ -127,6 +127,14 @@ impl Host {
         self.machine.pid()
     }
 
+    /// What QEMU's threads have waited for a CPU of this machine so far; nothing for a local host.
+    ///
+    /// # Errors
+    /// When QEMU has ended.
+    pub fn held_up(&self) -> Result<Duration> {
+        self.machine.held_up()
+    }
+
     /// Path on the host of a file of this run.
     #[must_use]
     pub fn file(&self, name: &str) -> String {

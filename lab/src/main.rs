@@ -8,7 +8,7 @@ use cli::{Cli, Command, Machines, Output};
 use lab::interrupt;
 use lab::report::Verdict;
 use lab::scenario::Scenario;
-use lab::scenarios;
+use lab::scenarios::{self, demo};
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -27,6 +27,7 @@ fn run(cli: Cli) -> Result<Verdict> {
     interrupt::watch()?;
     match cli.command {
         Command::List(output) => list(&output),
+        Command::Demo { machines, output } => demonstrate(&machines, &output),
         Command::Run {
             names,
             machines,
@@ -72,6 +73,20 @@ fn run_scenarios(names: &[String], machines: &Machines, output: &Output) -> Resu
     }
     let passed = reports.iter().all(|report| report.verdict == Verdict::Pass);
     Ok(if passed { Verdict::Pass } else { Verdict::Fail })
+}
+
+fn demonstrate(machines: &Machines, output: &Output) -> Result<Verdict> {
+    let assets = machines.assets()?;
+    if !output.json {
+        println!("{}", demo::EXPLANATION);
+    }
+    let report = demo::SCENARIO.run(&assets, &machines.logs)?;
+    if output.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("\n{}", demo::sentence(&report));
+    }
+    Ok(report.verdict)
 }
 
 fn find(name: &str) -> Result<&'static Scenario> {
