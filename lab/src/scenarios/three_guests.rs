@@ -106,7 +106,7 @@ impl ThreeGuests {
             Check::new("stolen_share_percent", measured, limit, "%").with_detail(watch.name)
         };
         let differences = worst(self.watches.iter().map(Watch::structure_vs_run_delay_ms));
-        let backwards: u32 = self.watches.iter().map(|watch| watch.backwards_steps).sum();
+        let backwards: u32 = self.watches.iter().map(Watch::backwards_steps).sum();
         let at_most = Limit::AtMost;
         let held_up = format!("emulator waited {} ms for CPUs", self.held_up.as_millis());
         vec![

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use guest_protocol::report::Sample;
 use guest_protocol::{Action, Workload};
 use lab_agent::message::Threads;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// From one look at all guests to the next.
@@ -20,10 +21,9 @@ const SETTLE: Duration = Duration::from_millis(100);
 pub struct Watch {
     pub name: &'static str,
     looks: Vec<Look>,
-    /// What the guest itself said first and last.
-    steal_ns: Option<(u64, u64)>,
-    /// Figures below an earlier one: the structure's, and the guest's own.
-    pub backwards_steps: u32,
+    /// What the guest itself said, by the numbers of its samples: an answer may be read before a
+    /// sample that was taken earlier.
+    steal_ns: BTreeMap<u64, u64>,
 }
 
 /// One look, its figures taken close together by the VMM.
@@ -71,8 +71,7 @@ impl Watch {
         Self {
             name,
             looks: Vec::new(),
-            steal_ns: None,
-            backwards_steps: 0,
+            steal_ns: BTreeMap::new(),
         }
     }
 
@@ -90,24 +89,31 @@ impl Watch {
     }
 
     fn add(&mut self, look: Look) {
-        let last = self.looks.last().copied().unwrap_or_default();
-        self.backwards_steps += u32::from(look.stolen_ns < last.stolen_ns);
         self.looks.push(look);
     }
 
     fn add_sample(&mut self, sample: &Sample) {
-        let Some(steal_ns) = sample.steal_ns.first().copied().flatten() else {
-            return;
-        };
-        let (first_ns, last_ns) = self.steal_ns.unwrap_or((steal_ns, steal_ns));
-        self.backwards_steps += u32::from(steal_ns < last_ns);
-        self.steal_ns = Some((first_ns, steal_ns));
+        if let Some(steal_ns) = sample.steal_ns.first().copied().flatten() {
+            self.steal_ns.insert(sample.sequence, steal_ns);
+        }
+    }
+
+    /// Figures below an earlier one: the structure's, and the guest's own.
+    pub fn backwards_steps(&self) -> u32 {
+        let structure = self
+            .looks
+            .windows(2)
+            .filter(|two| two[1].stolen_ns < two[0].stolen_ns);
+        let own = self.steal_ns.values().zip(self.steal_ns.values().skip(1));
+        let steps = structure.count() + own.filter(|(before, after)| after < before).count();
+        u32::try_from(steps).unwrap_or(u32::MAX)
     }
 
     /// What the guest's own figure gained between the first of its samples and the last.
     pub fn own_ms(&self) -> Option<f64> {
-        self.steal_ns
-            .map(|(first_ns, last_ns)| ms(last_ns.saturating_sub(first_ns)))
+        let (_, first_ns) = self.steal_ns.first_key_value()?;
+        let (_, last_ns) = self.steal_ns.last_key_value()?;
+        Some(ms(last_ns.saturating_sub(*first_ns)))
     }
 
     /// What the host's scheduler counted over that time.
@@ -298,23 +304,24 @@ mod tests {
         assert!(near(watch.stolen_ms(), 5002.0));
         assert!(near(watch.stolen_share_percent(), 50.02));
         assert!(near(watch.structure_vs_run_delay_ms(), 2.0));
-        assert_eq!(watch.backwards_steps, 0);
+        assert_eq!(watch.backwards_steps(), 0);
     }
 
     #[test]
     fn a_difference_in_the_middle_counts_and_so_does_a_step_back() {
         let watch = watch(&[(0, 0, 20), (10, 10, 8), (20, 20, 40)]);
         assert!(near(watch.structure_vs_run_delay_ms(), 22.0));
-        assert_eq!(watch.backwards_steps, 1);
+        assert_eq!(watch.backwards_steps(), 1);
     }
 
     #[test]
     fn the_guests_own_figure_counts_from_its_first_sample_and_may_not_step_back() {
         let mut watch = watch(&[]);
         assert_eq!(watch.own_ms(), None);
-        for steal_ms in [30, 50, 40] {
+        // The last of these was taken before the one read before it.
+        for (sequence, steal_ms) in [(0, 30), (1, 50), (3, 40), (2, 45)] {
             watch.add_sample(&Sample {
-                sequence: 0,
+                sequence,
                 cpu: 0,
                 counter_before: 0,
                 monotonic_ns: 0,
@@ -326,7 +333,7 @@ mod tests {
             });
         }
         assert_eq!(watch.own_ms(), Some(10.0));
-        assert_eq!(watch.backwards_steps, 1);
+        assert_eq!(watch.backwards_steps(), 2);
     }
 
     #[test]

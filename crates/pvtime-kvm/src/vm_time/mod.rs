@@ -184,6 +184,7 @@ impl VmTime {
     /// Sends every vCPU thread away, for good: [`RunningVcpu::run`] returns `None`.
     pub fn shut_down(&self) {
         self.gate.stop();
+        self.records.finish();
     }
 
     /// Does `job` on every vCPU of a stopped VM, on the thread that runs it, and returns the
@@ -352,7 +353,7 @@ impl ClosedFor {
 
 impl Drop for VmTime {
     fn drop(&mut self) {
-        self.gate.stop();
+        self.shut_down();
     }
 }
 
