@@ -305,9 +305,11 @@ fn read_head<T>(
         if head.len() >= MAX_HEAD_BYTES {
             return Err(Error::HeadTooLong);
         }
-        match stream.read(&mut chunk).map_err(of_read)? {
-            0 => return Err(Error::Incomplete),
-            count => head.extend_from_slice(&chunk[..count]),
+        match stream.read(&mut chunk) {
+            Ok(0) => return Err(Error::Incomplete),
+            Ok(count) => head.extend_from_slice(&chunk[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(of_read(error)),
         }
     }
 }
@@ -412,6 +414,29 @@ mod tests {
                 "{headers}"
             );
         }
+    }
+
+    /// A stream that a signal interrupts before each byte.
+    struct Interrupted<'a>(&'a [u8], bool);
+
+    impl Read for Interrupted<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            self.0.read(&mut buffer[..1])
+        }
+    }
+
+    #[test]
+    fn a_signal_is_no_error() {
+        let bytes = b"PUT /x HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}";
+        let read = Request::read(&mut Interrupted(bytes, false)).unwrap();
+        assert_eq!(
+            (read.path.as_str(), read.body.as_slice()),
+            ("/x", b"{}".as_slice())
+        );
     }
 
     #[test]

@@ -27,6 +27,7 @@ use std::path::Path;
 
 use pvtime_kvm::record::Records;
 
+use crate::failure;
 use answers::{Ledger, Time, VmState};
 
 /// A VM, as the resources need it.
@@ -121,7 +122,7 @@ impl From<anyhow::Error> for Fault {
     fn from(error: anyhow::Error) -> Self {
         Self {
             status: 500,
-            message: format!("{error:#}"),
+            message: failure::in_one_line(&error),
         }
     }
 }
