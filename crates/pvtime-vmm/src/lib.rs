@@ -13,6 +13,7 @@ pub mod console;
 pub mod ctl;
 pub mod devices;
 pub mod event;
+pub mod failure;
 pub mod fdt;
 pub mod kernel;
 pub mod kvm;
