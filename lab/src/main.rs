@@ -1,2 +1,125 @@
-//! Placeholder of the skeleton.
-fn main() {}
+//! The lab's command line.
+
+mod cli;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use cli::{Cli, Command, Machines, Output};
+use lab::interrupt;
+use lab::report::Verdict;
+use lab::scenario::Scenario;
+use lab::scenarios::{self, demo};
+use serde_json::json;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(Verdict::Pass) => ExitCode::SUCCESS,
+        Ok(Verdict::Fail) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<Verdict> {
+    interrupt::watch()?;
+    match cli.command {
+        Command::List(output) => list(&output),
+        Command::Demo { machines, output } => demonstrate(&machines, &output),
+        Command::Run {
+            names,
+            machines,
+            output,
+        } => run_scenarios(&names, &machines, &output),
+    }
+}
+
+fn list(output: &Output) -> Result<Verdict> {
+    if output.json {
+        let all = scenarios::ALL.iter();
+        let facts =
+            all.map(|it| json!({ "name": it.name, "about": it.about, "must_fail": it.must_fail }));
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&facts.collect::<Vec<_>>())?
+        );
+    } else {
+        for scenario in scenarios::ALL {
+            println!("{:18} {}", scenario.name, scenario.about);
+        }
+    }
+    Ok(Verdict::Pass)
+}
+
+fn run_scenarios(names: &[String], machines: &Machines, output: &Output) -> Result<Verdict> {
+    let chosen = names
+        .iter()
+        .map(|name| find(name))
+        .collect::<Result<Vec<_>>>()?;
+    let assets = machines.assets()?;
+    let mut reports = Vec::new();
+    for scenario in chosen {
+        let report = scenario.run(&assets, &machines.logs)?;
+        if !output.json {
+            print_report(&report, machines);
+        }
+        reports.push(report);
+        interrupt::check()?;
+    }
+    if output.json {
+        println!("{}", serde_json::to_string_pretty(&reports)?);
+    }
+    let passed = reports.iter().all(|report| report.verdict == Verdict::Pass);
+    Ok(if passed { Verdict::Pass } else { Verdict::Fail })
+}
+
+fn demonstrate(machines: &Machines, output: &Output) -> Result<Verdict> {
+    let assets = machines.assets()?;
+    if !output.json {
+        println!("{}", demo::EXPLANATION);
+    }
+    let report = demo::SCENARIO.run(&assets, &machines.logs)?;
+    if output.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("\n{}", demo::sentence(&report));
+    }
+    Ok(report.verdict)
+}
+
+fn find(name: &str) -> Result<&'static Scenario> {
+    let found = scenarios::ALL.iter().find(|scenario| scenario.name == name);
+    let names: Vec<_> = scenarios::ALL
+        .iter()
+        .map(|scenario| scenario.name)
+        .collect();
+    found.with_context(|| {
+        format!(
+            "no scenario is called {name:?}; there are {}",
+            names.join(", ")
+        )
+    })
+}
+
+fn print_report(report: &lab::report::Report, machines: &Machines) {
+    for check in &report.checks {
+        println!("{check}");
+    }
+    let verdict = match report.verdict {
+        Verdict::Pass => "passed",
+        Verdict::Fail => "FAILED",
+    };
+    let passed = report.checks.iter().filter(|check| check.pass).count();
+    let folder = machines.logs.join(&report.scenario);
+    println!(
+        "{} {verdict}: {passed} of {} checks, see {}",
+        report.scenario,
+        report.checks.len(),
+        folder.display()
+    );
+    if let Some(error) = &report.error {
+        println!("{} did not run to its end: {error}", report.scenario);
+    }
+}

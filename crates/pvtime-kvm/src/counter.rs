@@ -1,43 +1,62 @@
 //! The host's counter.
-#![cfg_attr(
-    target_arch = "aarch64",
-    expect(
-        unsafe_code,
-        reason = "system registers are read by instructions of their own"
-    )
-)]
 
-/// The counter's nominal rate in Hz (`CNTFRQ_EL0`); `None` on other architectures than arm64.
-#[must_use]
-pub fn frequency_hz() -> Option<u64> {
-    #[cfg(target_arch = "aarch64")]
-    {
-        let frequency_hz: u64;
-        // SAFETY: Linux lets user space read CNTFRQ_EL0; reading it has no effect.
-        unsafe {
-            core::arch::asm!(
-                "mrs {}, cntfrq_el0",
-                out(reg) frequency_hz,
-                options(nomem, nostack, preserves_flags)
-            );
-        }
-        // The upper half of the register is reserved.
-        Some(frequency_hz & u64::from(u32::MAX))
+use pvtime::scale::Frequency;
+
+#[cfg(target_arch = "aarch64")]
+mod arch {
+    use pvtime::guest::Counter;
+    use pvtime::guest::arm64::{VirtualCounter, counter_frequency};
+    use pvtime::scale::Frequency;
+
+    pub fn read() -> u64 {
+        VirtualCounter.read_ordered()
     }
-    #[cfg(not(target_arch = "aarch64"))]
-    None
+
+    pub fn frequency() -> Option<Frequency> {
+        counter_frequency().ok()
+    }
+
+    pub const ECV: Option<fn() -> bool> = Some(|| {
+        // HWCAP2_ECV (arch/arm64/include/uapi/asm/hwcap.h)
+        const HWCAP2_ECV: usize = 1 << 19;
+        rustix::param::linux_hwcap().1 & HWCAP2_ECV != 0
+    });
+}
+
+#[cfg(target_arch = "x86_64")]
+mod arch {
+    use pvtime::guest::Counter;
+    use pvtime::guest::x86_64::TimeStampCounter;
+    use pvtime::scale::Frequency;
+
+    pub fn read() -> u64 {
+        TimeStampCounter.read_ordered()
+    }
+
+    pub fn frequency() -> Option<Frequency> {
+        None
+    }
+
+    pub const ECV: Option<fn() -> bool> = None;
+}
+
+/// The counter now: `CNTVCT_EL0`, which on a host is what KVM takes a guest's offset from, or the
+/// TSC.
+#[must_use]
+pub fn read() -> u64 {
+    arch::read()
+}
+
+/// Its nominal rate, `CNTFRQ_EL0`; `None` on x86, where the hardware does not say, and where
+/// firmware wrote nothing.
+#[must_use]
+pub fn frequency() -> Option<Frequency> {
+    arch::frequency()
 }
 
 /// Whether the CPU has `FEAT_ECV`, which offsets the physical counter without trapping; `None` on
-/// other architectures than arm64.
+/// x86.
 #[must_use]
 pub fn has_ecv() -> Option<bool> {
-    #[cfg(target_arch = "aarch64")]
-    {
-        // HWCAP2_ECV (arch/arm64/include/uapi/asm/hwcap.h)
-        const HWCAP2_ECV: usize = 1 << 19;
-        Some(rustix::param::linux_hwcap().1 & HWCAP2_ECV != 0)
-    }
-    #[cfg(not(target_arch = "aarch64"))]
-    None
+    arch::ECV.map(|has_ecv| has_ecv())
 }

@@ -5,7 +5,7 @@ use std::io;
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 
-use crate::StolenTimeProvider;
+use crate::thread_stat;
 
 /// Whether the host has something, and if not, what is missing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -52,6 +52,8 @@ pub struct HostTime {
     pub stolen_time: Support,
     /// One offset for all counters of a VM (`KVM_CAP_COUNTER_OFFSET`, Linux 6.4).
     pub counter_offset: Support,
+    /// The scheduler's run delay of a thread (`/proc/PID/task/TID/schedstat`).
+    pub run_delay: Support,
     /// Hypercalls handed to the VMM (`KVM_ARM_VM_SMCCC_FILTER`, Linux 6.4).
     pub smccc_filter: Support,
     /// A guest may suspend itself through PSCI (`KVM_CAP_ARM_SYSTEM_SUSPEND`, Linux 5.19).
@@ -102,6 +104,7 @@ impl HostTime {
             max_vcpus: kvm.get_max_vcpus(),
             stolen_time: vm_attributes.stolen_time,
             counter_offset: extension(kvm, cap::COUNTER_OFFSET, "KVM_CAP_COUNTER_OFFSET"),
+            run_delay: run_delay(),
             smccc_filter: vm_attributes.smccc_filter,
             system_suspend: extension(kvm, cap::ARM_SYSTEM_SUSPEND, "KVM_CAP_ARM_SYSTEM_SUSPEND"),
             ptp_kvm: extension(kvm, cap::PTP_KVM, "KVM_CAP_PTP_KVM"),
@@ -125,9 +128,15 @@ impl HostTime {
                 "guests take time that the host's scheduler withheld for their own",
             ),
             line(
+                "run delay of threads",
+                &self.run_delay,
+                "nobody on this host can say what was stolen",
+            ),
+            line(
                 "VM-wide counter offset",
                 &self.counter_offset,
-                "virtual and physical counters of a guest differ, and setting them loses time",
+                "the guest's physical counter stays the host's, and setting the virtual one loses \
+                 some microseconds",
             ),
             line(
                 "SMCCC filter",
@@ -157,14 +166,22 @@ impl HostTime {
         ]
     }
 
-    /// The provider that `--stolen-time auto` means here.
+    /// Whether a thread of the VMM can keep stolen time: it answers the guest's calls, and needs
+    /// the scheduler's accounts.
     #[must_use]
-    pub fn default_stolen_time(&self) -> StolenTimeProvider {
-        if self.stolen_time.is_yes() {
-            StolenTimeProvider::Kernel
+    pub fn user_stolen_time(&self) -> Support {
+        if self.run_delay.is_yes() {
+            self.smccc_filter.clone()
         } else {
-            StolenTimeProvider::Off
+            self.run_delay.clone()
         }
+    }
+}
+
+fn run_delay() -> Support {
+    match thread_stat::run_delay_ns(rustix::thread::gettid()) {
+        Ok(_) => Support::Yes,
+        Err(error) => Support::no(error.to_string()),
     }
 }
 
@@ -272,14 +289,15 @@ mod arch {
 pub(crate) mod tests {
     use super::*;
 
-    /// A host whose only open question is stolen time.
-    pub(crate) fn host(stolen_time: Support) -> HostTime {
+    /// A host whose only open questions are the two providers of stolen time.
+    pub(crate) fn host(stolen_time: Support, smccc_filter: Support) -> HostTime {
         HostTime {
             kvm_api_version: 12,
             max_vcpus: 8,
             stolen_time,
             counter_offset: Support::Yes,
-            smccc_filter: Support::Yes,
+            run_delay: Support::Yes,
+            smccc_filter,
             system_suspend: Support::Yes,
             ptp_kvm: Support::Yes,
             readonly_memory: Support::Yes,
@@ -289,7 +307,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_missing_capability_keeps_its_reason_and_its_consequence() {
-        let host = host(Support::no("no run delay"));
+        let host = host(Support::no("no run delay"), Support::Yes);
         let lines = host.capabilities();
         let missing: Vec<_> = lines.iter().filter(|line| !line.support.is_yes()).collect();
         assert_eq!(missing.len(), 1);

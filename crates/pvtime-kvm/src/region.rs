@@ -5,19 +5,25 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::{Address, Bytes, GuestAddress, MmapRegion, VolatileMemory};
 
 use crate::ReservedMemory;
 
+/// What the guest may do with a block. One that only the VMM writes is read-only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    ReadWrite,
+    ReadOnly,
+}
+
 /// One block: a mapping of this process and the memory slot that shows it to the guest.
 #[derive(Debug)]
 pub(crate) struct Block {
     vm: Arc<VmFd>,
-    slot: u32,
-    base: GuestAddress,
     memory: MmapRegion,
+    slot: kvm_userspace_memory_region,
 }
 
 /// What a guest with 64 KiB pages can map without touching anything else.
@@ -25,21 +31,29 @@ pub(crate) const BLOCK_BYTES: usize = 64 * 1024;
 
 impl Block {
     /// Makes a zeroed block and gives it the memory slot.
-    pub fn new(vm: Arc<VmFd>, slot: u32, base: GuestAddress) -> io::Result<Self> {
+    pub fn new(vm: Arc<VmFd>, slot: u32, base: GuestAddress, access: Access) -> io::Result<Self> {
         let memory = MmapRegion::new(BLOCK_BYTES).map_err(io::Error::other)?;
-        set_slot(&vm, slot, base, &memory, BLOCK_BYTES as u64)?;
-        Ok(Self {
-            vm,
+        let slot = kvm_userspace_memory_region {
             slot,
-            base,
-            memory,
-        })
+            flags: match access {
+                Access::ReadWrite => 0,
+                Access::ReadOnly => KVM_MEM_READONLY,
+            },
+            guest_phys_addr: base.raw_value(),
+            memory_size: BLOCK_BYTES as u64,
+            userspace_addr: memory.as_ptr() as u64,
+        };
+        // SAFETY: the mapping is as long as the slot, and a block unmaps it only after it took the
+        // slot away. Rust code reaches it through volatile accesses alone, so the guest may write
+        // to it at any time.
+        unsafe { vm.set_user_memory_region(slot) }?;
+        Ok(Self { vm, memory, slot })
     }
 
     /// Guest physical address of the byte at `offset`.
     pub fn address(&self, offset: usize) -> GuestAddress {
         assert!(offset < BLOCK_BYTES, "offset {offset} is outside the block");
-        self.base.unchecked_add(offset as u64)
+        GuestAddress(self.slot.guest_phys_addr + offset as u64)
     }
 
     /// Fills the block with one byte.
@@ -58,47 +72,35 @@ impl Block {
         u64::from_le(word)
     }
 
+    /// Writes the aligned 64-bit word at `offset` as little-endian, in one access.
+    pub fn store_u64(&self, offset: usize, word: u64) {
+        self.memory
+            .as_volatile_slice()
+            .store(word.to_le(), offset, Ordering::Relaxed)
+            .expect("an aligned word inside the block");
+    }
+
     /// The block as the device tree names it.
     pub fn reserved(&self, name: &'static str) -> ReservedMemory {
         ReservedMemory {
             name,
-            base: self.base.raw_value(),
-            size: BLOCK_BYTES as u64,
+            base: self.slot.guest_phys_addr,
+            size: self.slot.memory_size,
         }
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if let Err(error) = set_slot(&self.vm, self.slot, self.base, &self.memory, 0) {
+        let none = kvm_userspace_memory_region {
+            memory_size: 0,
+            ..self.slot
+        };
+        // SAFETY: a slot of no size shows the guest nothing.
+        if let Err(error) = unsafe { self.vm.set_user_memory_region(none) } {
             // Unmapping memory that the guest can still reach would hand it whatever is mapped
             // there next.
-            panic!("memory slot {} cannot be removed: {error}", self.slot);
+            panic!("memory slot {} cannot be removed: {error}", self.slot.slot);
         }
     }
-}
-
-/// Shows the first `memory_size` bytes of a mapping to the guest; 0 takes the slot away.
-fn set_slot(
-    vm: &VmFd,
-    slot: u32,
-    base: GuestAddress,
-    memory: &MmapRegion,
-    memory_size: u64,
-) -> io::Result<()> {
-    assert!(
-        memory_size <= memory.size() as u64,
-        "a slot is no longer than its mapping"
-    );
-    let region = kvm_userspace_memory_region {
-        slot,
-        flags: 0,
-        guest_phys_addr: base.raw_value(),
-        memory_size,
-        userspace_addr: memory.as_ptr() as u64,
-    };
-    // SAFETY: the mapping is at least `memory_size` bytes long, and a block unmaps it only after it
-    // took the slot away. Rust code reaches it through volatile accesses alone, so the guest may
-    // write to it at any time.
-    unsafe { vm.set_user_memory_region(region) }.map_err(Into::into)
 }

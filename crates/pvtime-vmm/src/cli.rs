@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::styling::Styles;
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use pvtime::host::timeline::Policy;
 use pvtime_kvm::StolenTimeChoice;
 
 use crate::console::Destination;
@@ -87,10 +88,9 @@ pub struct RunArgs {
           value_parser = value_parser!(u64).range(1..=MAX_VCPUS))]
     pub cpus: u64,
 
-    /// Whether it is told the time that the host's scheduler withheld: auto is on where the host
-    /// can
-    #[arg(long, value_enum, default_value_t)]
-    pub stolen_time: StolenTimeArg,
+    /// How its time is kept.
+    #[command(flatten)]
+    pub time: TimeArgs,
 
     /// Where its console goes: stdio, off or a file
     #[arg(long, value_name = "DEST", default_value = "stdio")]
@@ -105,6 +105,48 @@ pub struct RunArgs {
     pub api_socket: Option<PathBuf>,
 }
 
+/// How a VM's time is kept.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Time")]
+pub struct TimeArgs {
+    /// Whether the guest is told the time that the host's scheduler withheld: auto is on where the
+    /// host can; user keeps it in user space even where the kernel can
+    #[arg(long, value_enum, default_value_t)]
+    pub stolen_time: StolenTimeArg,
+
+    /// How often stolen time is brought up to date where user space keeps it, in ms
+    #[arg(long, value_name = "MS", default_value_t = 100, allow_negative_numbers = true,
+          value_parser = value_parser!(u64).range(1..=10_000))]
+    pub stolen_time_period: u64,
+
+    /// What the guest's counters do while the VM is paused
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
+    pub on_pause: PolicyArg,
+
+    /// What they do between a snapshot and its restoration
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
+    pub on_restore: PolicyArg,
+}
+
+/// `--on-…`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PolicyArg {
+    /// They do not move
+    #[default]
+    Freeze,
+    /// They move with physical time
+    Advance,
+}
+
+impl From<PolicyArg> for Policy {
+    fn from(arg: PolicyArg) -> Self {
+        match arg {
+            PolicyArg::Freeze => Self::Freeze,
+            PolicyArg::Advance => Self::Advance,
+        }
+    }
+}
+
 /// `--stolen-time`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum StolenTimeArg {
@@ -113,6 +155,8 @@ pub enum StolenTimeArg {
     Auto,
     /// On, or an error
     On,
+    /// On and kept in user space, or an error
+    User,
     /// Off
     Off,
 }
@@ -122,6 +166,7 @@ impl From<StolenTimeArg> for StolenTimeChoice {
         match arg {
             StolenTimeArg::Auto => Self::Auto,
             StolenTimeArg::On => Self::On,
+            StolenTimeArg::User => Self::User,
             StolenTimeArg::Off => Self::Off,
         }
     }

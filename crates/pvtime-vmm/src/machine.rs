@@ -7,6 +7,7 @@
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use kvm_bindings::{
@@ -16,13 +17,16 @@ use kvm_bindings::{
     kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_userspace_memory_region, kvm_vcpu_init,
 };
 use kvm_ioctls::{DeviceFd, Kvm, VcpuFd, VmFd};
-use pvtime_kvm::{HostTime, StolenTimeChoice, VcpuTime, VmTime, VmTimeConfig};
+use pvtime::host::timeline::{NegativeElapsed, Policies};
+use pvtime_kvm::{CounterChoice, HostTime, VcpuTime, VmTime, VmTimeConfig};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vm_superio::Rtc;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::signal::SIGRTMIN;
 
 use crate::boot::Boot;
 use crate::bus::Bus;
+use crate::cli::TimeArgs;
 use crate::devices::{InputDrained, Interrupt, SerialPort};
 use crate::event::Event;
 use crate::fdt;
@@ -37,8 +41,8 @@ pub struct MachineConfig {
     pub memory_mib: u64,
     /// vCPUs.
     pub cpus: u64,
-    /// Whether the guest gets stolen time.
-    pub stolen_time: StolenTimeChoice,
+    /// How its time is kept.
+    pub time: TimeArgs,
     /// Where the console's output goes.
     pub console: Box<dyn Write + Send>,
     /// Where the second port's output goes.
@@ -94,7 +98,16 @@ impl Machine {
                 vcpus: usize::try_from(config.cpus)?,
                 region: GuestAddress(TIME_REGION),
                 first_slot: RAM_SLOT + 1,
-                stolen_time: config.stolen_time,
+                kick_signal: SIGRTMIN(),
+                counters: CounterChoice::Auto,
+                stolen_time: config.time.stolen_time.into(),
+                stolen_time_period: Duration::from_millis(config.time.stolen_time_period),
+                policies: Policies {
+                    pause: config.time.on_pause.into(),
+                    restore: config.time.on_restore.into(),
+                    ..Policies::default()
+                },
+                negative_elapsed: NegativeElapsed::Refuse,
             },
         )?;
         let vcpus = create_vcpus(&vm, config.cpus, &time)?;
@@ -128,7 +141,7 @@ impl Machine {
             bus: Arc::new(bus),
             console,
             serial,
-            time: Arc::new(time),
+            time,
             _gic: gic,
             _memory: memory,
         })
@@ -175,7 +188,7 @@ fn guest_memory(vm: &VmFd, memory_mib: u64) -> Result<GuestMemoryMmap> {
 }
 
 /// All vCPUs but the first wait for the guest to turn them on (PSCI `CPU_ON`).
-fn create_vcpus(vm: &VmFd, cpus: u64, time: &VmTime) -> Result<Vec<(VcpuFd, VcpuTime)>> {
+fn create_vcpus(vm: &VmFd, cpus: u64, time: &Arc<VmTime>) -> Result<Vec<(VcpuFd, VcpuTime)>> {
     let mut target = kvm_vcpu_init::default();
     vm.get_preferred_target(&mut target)
         .context("cannot ask KVM for the host's kind of CPU")?;

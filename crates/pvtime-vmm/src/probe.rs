@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use pvtime::scale::Frequency;
 use pvtime_kvm::probe::Capability;
 use pvtime_kvm::{HostTime, Support, counter};
 use serde::Serialize;
@@ -69,7 +70,7 @@ impl Report {
         Ok(Self {
             kernel: system.release().to_string_lossy().into_owned(),
             architecture: std::env::consts::ARCH,
-            counter_frequency_hz: counter::frequency_hz(),
+            counter_frequency_hz: counter::frequency().map(Frequency::hz),
             ecv: counter::has_ecv().map(|there| Support::when(there, "the CPU lacks FEAT_ECV")),
             host: Host::new()?,
             guest: Guest::look(),

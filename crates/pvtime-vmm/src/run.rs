@@ -43,7 +43,7 @@ pub fn run(args: &RunArgs, mut boot: Boot) -> Result<ExitCode> {
         MachineConfig {
             memory_mib: args.memory,
             cpus: args.cpus,
-            stolen_time: args.stolen_time.into(),
+            time: args.time,
             console: args.console.open()?,
             serial: args.serial.open()?,
         },
@@ -66,7 +66,8 @@ pub fn run(args: &RunArgs, mut boot: Boot) -> Result<ExitCode> {
     let vcpus = machine.take_vcpus();
     let (terminal, mut input) = standard_input(args, &machine)?;
     let wake = Event::new()?;
-    let threads = VcpuThreads::start(vcpus, &machine.bus, &wake)?;
+    let threads = VcpuThreads::start(vcpus, &machine.time, &machine.bus, &wake)?;
+    machine.time.start()?;
     let stop = wait(&mut signals, &threads, &wake, &mut input);
     drop((threads, terminal, server));
     finish(stop?)

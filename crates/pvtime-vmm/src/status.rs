@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use pvtime::scale::Frequency;
 use pvtime_kvm::{StolenTimeProvider, TimeSample, VmTime, counter};
 use serde::Serialize;
 use serde_json::Value;
@@ -42,7 +43,7 @@ impl Status {
     /// Reads clocks and accounts.
     fn read(&self) -> Result<TimeReport> {
         Ok(TimeReport {
-            counter_frequency_hz: counter::frequency_hz(),
+            counter_frequency_hz: counter::frequency().map(Frequency::hz),
             stolen_time: self.time.stolen_time_provider(),
             sample: self.time.sample()?,
         })

@@ -1,17 +1,14 @@
 //! The threads that run vCPUs.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{Builder, JoinHandle, sleep};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::{Builder, JoinHandle};
 
 use anyhow::{Context, Result, anyhow};
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use libc::{c_int, c_void, siginfo_t};
-use pvtime_kvm::VcpuTime;
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use pvtime_kvm::{RunningVcpu, VcpuTime, VmTime};
 
 use crate::bus::Bus;
 use crate::event::Event;
@@ -30,45 +27,54 @@ pub enum GuestStop {
 /// The vCPU threads of a machine. Dropping this stops and joins them.
 #[derive(Debug)]
 pub struct VcpuThreads {
-    stop: Arc<AtomicBool>,
+    time: Arc<VmTime>,
     threads: Vec<JoinHandle<()>>,
     stopped: Receiver<GuestStop>,
 }
 
-/// The first signal that is free for applications; it does nothing but interrupt `KVM_RUN`.
-const KICK: i32 = 0;
-
 impl VcpuThreads {
-    /// Starts a thread for each vCPU. `wake` is written when one has stopped by itself.
+    /// Starts a thread for each vCPU and returns when all wait for the VM's time to be started.
+    /// `wake` is raised when one has stopped by itself.
     ///
     /// # Errors
     ///
     /// What the host refuses.
-    pub fn start(vcpus: Vec<(VcpuFd, VcpuTime)>, bus: &Arc<Bus>, wake: &Event) -> Result<Self> {
-        extern "C" fn interrupted(_: c_int, _: *mut siginfo_t, _: *mut c_void) {}
-        register_signal_handler(SIGRTMIN() + KICK, interrupted)
-            .context("cannot install the signal that interrupts vCPUs")?;
-
+    pub fn start(
+        vcpus: Vec<(VcpuFd, VcpuTime)>,
+        time: &Arc<VmTime>,
+        bus: &Arc<Bus>,
+        wake: &Event,
+    ) -> Result<Self> {
         let (sender, stopped) = channel();
+        let (bound, is_bound) = channel();
+        let count = vcpus.len();
         let mut threads = Self {
-            stop: Arc::default(),
+            time: Arc::clone(time),
             threads: Vec::new(),
             stopped,
         };
         for (index, (vcpu, time)) in vcpus.into_iter().enumerate() {
-            let run = Runner {
-                vcpu,
-                time,
-                bus: Arc::clone(bus),
-                stop: Arc::clone(&threads.stop),
-                stopped: sender.clone(),
-                wake: wake.clone(),
-            };
+            let (bus, wake) = (Arc::clone(bus), wake.clone());
+            let (stopped, bound) = (sender.clone(), bound.clone());
             let thread = Builder::new()
                 .name(format!("vcpu{index}"))
-                .spawn(move || run.run())
+                .spawn(move || {
+                    let running = time.bind_thread().map(|time| Runner { vcpu, time, bus });
+                    let failure = running.as_ref().err().map(ToString::to_string);
+                    // Whoever starts the threads waits for each.
+                    let _ = bound.send(failure);
+                    if let Some(stop) = running.ok().and_then(Runner::run) {
+                        // Whoever listens has gone only where the VM is being stopped anyway.
+                        let _ = stopped.send(stop);
+                        wake.raise();
+                    }
+                })
                 .with_context(|| format!("cannot start a thread for vCPU {index}"))?;
             threads.threads.push(thread);
+        }
+        drop(bound);
+        for failure in is_bound.iter().take(count) {
+            failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))?;
         }
         Ok(threads)
     }
@@ -81,13 +87,8 @@ impl VcpuThreads {
 
 impl Drop for VcpuThreads {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
+        self.time.shut_down();
         for thread in self.threads.drain(..) {
-            // A signal that comes just before KVM_RUN interrupts nothing, so it is sent again.
-            while !thread.is_finished() {
-                let _ = thread.kill(SIGRTMIN() + KICK);
-                sleep(Duration::from_millis(1));
-            }
             let _ = thread.join();
         }
     }
@@ -95,55 +96,61 @@ impl Drop for VcpuThreads {
 
 struct Runner {
     vcpu: VcpuFd,
-    time: VcpuTime,
+    time: RunningVcpu,
     bus: Arc<Bus>,
-    stop: Arc<AtomicBool>,
-    stopped: Sender<GuestStop>,
-    wake: Event,
 }
 
 impl Runner {
-    fn run(mut self) {
-        self.time.bind_thread();
-        while !self.stop.load(Ordering::Acquire) {
-            if let Some(stop) = self.enter() {
-                // Whoever listens has gone only where the machine is being stopped anyway.
-                let _ = self.stopped.send(stop);
-                self.wake.raise();
-                return;
+    /// Runs the guest until it stops, or until the VM is shut down.
+    fn run(mut self) -> Option<GuestStop> {
+        loop {
+            match self.enter() {
+                ControlFlow::Continue(()) => {}
+                ControlFlow::Break(stop) => return stop,
             }
         }
     }
 
     /// Runs the guest up to one exit and handles it.
-    fn enter(&mut self) -> Option<GuestStop> {
-        let exit = match self.vcpu.run() {
+    fn enter(&mut self) -> ControlFlow<Option<GuestStop>> {
+        let stop = |stop| ControlFlow::Break(Some(stop));
+        let Some(exit) = self.time.run(&mut self.vcpu) else {
+            return ControlFlow::Break(None);
+        };
+        let exit = match exit {
             Ok(exit) => exit,
-            Err(error) if matches!(error.errno(), EINTR | EAGAIN) => return None,
+            Err(error) if matches!(error.errno(), EINTR | EAGAIN) => {
+                return ControlFlow::Continue(());
+            }
             Err(error) => {
-                return Some(GuestStop::Failed(anyhow!("KVM cannot run a vCPU: {error}")));
+                return stop(GuestStop::Failed(anyhow!("KVM cannot run a vCPU: {error}")));
             }
         };
         match exit {
             VcpuExit::MmioRead(address, data) => self.bus.read(address, data),
             VcpuExit::MmioWrite(address, data) => self.bus.write(address, data),
             VcpuExit::Intr => {}
-            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => {
-                return Some(GuestStop::PowerOff);
+            VcpuExit::Hypercall(_) => {
+                if let Err(error) = self.time.hypercall(&self.vcpu) {
+                    return stop(GuestStop::Failed(error.into()));
+                }
             }
-            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => return Some(GuestStop::Reset),
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => {
+                return stop(GuestStop::PowerOff);
+            }
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => return stop(GuestStop::Reset),
             VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => {
-                return Some(GuestStop::Failed(anyhow!(
+                return stop(GuestStop::Failed(anyhow!(
                     "the guest reported that it crashed"
                 )));
             }
             other => {
-                let error =
-                    anyhow!("a vCPU left the guest for a reason that is not handled: {other:?}");
-                return Some(GuestStop::Failed(error));
+                return stop(GuestStop::Failed(anyhow!(
+                    "a vCPU left the guest for a reason that is not handled: {other:?}"
+                )));
             }
         }
-        None
+        ControlFlow::Continue(())
     }
 }
 

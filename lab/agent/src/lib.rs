@@ -1,1 +1,16 @@
-//! Runs commands on a lab host for the lab: its protocol.
+//! Runs commands on a lab host for the lab: the protocol between the two.
+//!
+//! The lab sends one [`message::Request`] at a time, and the agent answers each with one
+//! [`message::Answer`], in order. Both travel as [`frame`]s: a JSON header and, where there are file
+//! contents, raw bytes. The channel is a virtio-serial port of an emulated host, or a socket of a
+//! child process. Its end is the end of the agent and of all that it started.
+
+pub mod frame;
+pub mod message;
+pub mod tether;
+
+/// Version of the messages. Lab and agent are built together; this catches a stale initramfs.
+pub const PROTOCOL: u32 = 1;
+
+/// Name of the virtio-serial port that carries the protocol.
+pub const PORT_NAME: &str = "org.pvtime.lab";

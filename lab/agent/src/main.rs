@@ -1,2 +1,46 @@
-//! Placeholder of the skeleton.
-fn main() {}
+//! The program that runs commands on a lab host.
+//!
+//! As process 1 of an emulated host it mounts what a system needs, takes its requests from a
+//! virtio-serial port, and powers the machine off at the end. Otherwise its standard input is a
+//! socket to the lab. Either way the end of the channel ends everything that it started.
+
+mod children;
+mod files;
+mod init;
+mod processes;
+mod register;
+mod service;
+
+use anyhow::{Context, Result};
+use rustix::process::{Signal, getpid, set_parent_process_death_signal};
+use service::Service;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let is_init = getpid().is_init();
+    let ended = if is_init { as_init() } else { as_child() };
+    if let Err(error) = &ended {
+        eprintln!("lab-agent: {error:#}");
+    }
+    if is_init {
+        init::power_off();
+    }
+    ExitCode::from(u8::from(ended.is_err()))
+}
+
+fn as_init() -> Result<()> {
+    init::mount()?;
+    let port = init::open_port()?;
+    Service::new().serve(port)
+}
+
+fn as_child() -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::TERM)).context("cannot follow the lab's end")?;
+    let socket = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("no standard input")?;
+    Service::new().serve(File::from(socket))
+}

@@ -5,8 +5,11 @@
 //! panics and names what was wrong; only the value leaves this module for arithmetic.
 
 mod error;
+pub mod live_physical_time;
+pub mod paused_time;
 pub mod smccc;
 pub mod stolen_time;
+pub mod vmclock;
 
 pub use error::{ParseError, Structure};
 
@@ -32,5 +35,24 @@ impl Ipa {
 impl fmt::Display for Ipa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn addresses_know_their_alignment() {
+        let address = Ipa(0x4_0040);
+        assert!(address.is_aligned(64) && !address.is_aligned(128));
+        assert_eq!(address.to_string(), "0x40040");
+    }
+
+    #[test]
+    #[should_panic(expected = "a power of two")]
+    fn an_alignment_of_three_is_a_mistake() {
+        let _ = Ipa(0).is_aligned(3);
     }
 }

@@ -321,6 +321,36 @@ mod tests {
     }
 
     #[test]
+    fn ids_calls_and_dialects_have_names() {
+        let id = FunctionId::SMCCC_VERSION;
+        assert_eq!(
+            std::format!("{id} {id:?}"),
+            "0x80000000 FunctionId(0x80000000)"
+        );
+        assert_eq!(
+            std::format!("{:?}", CallResult::NOT_SUPPORTED),
+            "CallResult(-1)"
+        );
+        let calls = [Features, StolenTime, LivePhysicalTime].map(|call| call.to_string());
+        assert_eq!(calls, ["PV_TIME_FEATURES", "PV_TIME_ST", "PV_TIME_LPT"]);
+        let dialects = DIALECTS.map(|dialect| dialect.to_string());
+        assert_eq!(
+            dialects,
+            ["final", "final with live physical time", "draft of 2019"]
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "15 bits")]
+    fn a_major_version_of_16_bits_is_a_mistake() {
+        let _ = Version {
+            major: 1 << 15,
+            minor: 0,
+        }
+        .emit();
+    }
+
+    #[test]
     fn versions_compare_and_refuse_error_codes() {
         assert_eq!(Version::parse(CallResult(0x1_0001)), Some(Version::V1_1));
         assert!(Version { major: 1, minor: 0 } < Version::V1_1);

@@ -5,27 +5,24 @@
 //! calling vCPU's own address is known to a guest; how the structures of several vCPUs lie to each
 //! other is the VMM's choice.
 
+use super::error::{check_revision, take_bytes};
 use super::{ParseError, Structure};
 use core::mem::{offset_of, size_of};
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Bytes from one vCPU's structure to the next, and the alignment of each address.
 pub const STRIDE_BYTES: usize = 64;
 /// Bytes that a guest may rely on; the rest of the 64 is padding.
 pub const MEANINGFUL_BYTES: usize = 16;
-/// The revision of DEN0057A 1.0.
-pub const REVISION: u32 = 0;
 /// The 64-bit word of the structure that holds the counter.
 pub const STOLEN_WORD: usize = offset_of!(StolenTimeLayout, stolen_ns) / 8;
 
 /// The structure as it lies in guest memory.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
 pub struct StolenTimeLayout {
-    /// Offset 0: [`REVISION`] (DEN0057A 4.1).
+    /// Offset 0: 0, the revision of DEN0057A 1.0.
     pub revision: U32,
     /// Offset 4: 0 in revision 0.
     pub attributes: U32,
@@ -58,16 +55,7 @@ impl StolenTime {
     /// [`ParseError::TooShort`] below 16 bytes, [`ParseError::Revision`] and
     /// [`ParseError::Attributes`] where these are not 0: a later revision may mean anything.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
-        let structure = Structure::StolenTime;
-        let Some(meaningful) = bytes.first_chunk::<MEANINGFUL_BYTES>() else {
-            return Err(ParseError::TooShort {
-                structure,
-                needed_bytes: MEANINGFUL_BYTES,
-                actual_bytes: bytes.len(),
-            });
-        };
-        let mut layout = StolenTimeLayout::ZERO;
-        layout.as_mut_bytes()[..MEANINGFUL_BYTES].copy_from_slice(meaningful);
+        let layout: StolenTimeLayout = take_bytes(Structure::StolenTime, MEANINGFUL_BYTES, bytes)?;
         layout.validate()
     }
 
@@ -97,21 +85,11 @@ impl StolenTimeLayout {
     ///
     /// [`ParseError::Revision`] and [`ParseError::Attributes`].
     pub fn validate(&self) -> Result<StolenTime, ParseError> {
-        let structure = Structure::StolenTime;
-        if self.revision != REVISION {
-            let found = self.revision.get();
-            return Err(ParseError::Revision {
-                structure,
-                found,
-                known: REVISION,
-            });
-        }
-        if self.attributes != 0 {
-            return Err(ParseError::Attributes {
-                structure,
-                found: self.attributes.get(),
-            });
-        }
+        check_revision(
+            Structure::StolenTime,
+            self.revision.get(),
+            self.attributes.get(),
+        )?;
         Ok(StolenTime {
             stolen_ns: self.stolen_ns.get(),
         })

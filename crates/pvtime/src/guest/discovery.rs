@@ -143,6 +143,7 @@ impl PvTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::string::ToString;
     use std::vec::Vec;
 
     /// Answers from a list of (id, argument, result), -1 otherwise, and keeps what was asked.
@@ -250,6 +251,46 @@ mod tests {
                     result: CallResult(bad)
                 }
             );
+        }
+    }
+
+    #[test]
+    fn each_error_names_the_call_and_the_way_out() {
+        let (id, result) = (FunctionId(0xC500_0021), CallResult::NOT_SUPPORTED);
+        let (call, dialect) = (PvTimeCall::StolenTime, Dialect::Final);
+        for (error, message) in [
+            (
+                DiscoveryError::NoPvTime {
+                    id: FunctionId::PV_TIME_FEATURES,
+                    result,
+                },
+                "the hypervisor has no paravirtualized time: SMCCC_ARCH_FEATURES(0xc5000020) \
+                 returned -1; go on without it, or turn it on in the VMM",
+            ),
+            (
+                DiscoveryError::NotInDialect {
+                    call: PvTimeCall::LivePhysicalTime,
+                    dialect,
+                },
+                "PV_TIME_LPT has no number in the final dialect: choose the dialect that the VMM \
+                 serves",
+            ),
+            (
+                DiscoveryError::NotOffered { call, id, result },
+                "PV_TIME_ST is not offered to this vCPU: PV_TIME_FEATURES(0xc5000021) returned -1; \
+                 go on without it, or turn it on in the VMM",
+            ),
+            (
+                DiscoveryError::NoAddress {
+                    call,
+                    id,
+                    result: CallResult(0x20),
+                },
+                "PV_TIME_ST (0xc5000021) returned 0x20, not a positive multiple of 64: go on \
+                 without it, and check the VMM's configuration of this vCPU",
+            ),
+        ] {
+            assert_eq!(error.to_string(), message);
         }
     }
 

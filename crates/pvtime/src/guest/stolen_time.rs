@@ -1,9 +1,10 @@
 //! Reading a CPU's stolen time.
 
-use crate::abi::ParseError;
-use crate::abi::Structure;
+use super::Counter;
 use crate::abi::stolen_time::{MEANINGFUL_BYTES, STOLEN_WORD, StolenTimeLayout};
+use crate::abi::{ParseError, Structure};
 use crate::seqlock::{ReadWords, Word};
+use core::sync::atomic::Ordering;
 
 /// A CPU's stolen-time structure, checked once and read often.
 ///
@@ -43,13 +44,49 @@ impl<M: ReadWords<u64>> StolenTimeReader<M> {
     pub fn stolen_ns(&self) -> u64 {
         self.memory.load(STOLEN_WORD)
     }
+
+    /// The stolen time and a counter at one moment: the counter is read between two readings of
+    /// the stolen time that are equal.
+    ///
+    /// `None` if they differed [`MOMENTS`] times, which takes a host that stops the CPU between
+    /// any two instructions. Who charges through [`VirtualTime`](super::VirtualTime) may read the
+    /// two one after the other instead: what was stolen in between is then charged later.
+    pub fn moment(&self, counter: &impl Counter) -> Option<Moment> {
+        let mut stolen_ns = self.stolen_ns();
+        for _ in 0..MOMENTS {
+            let count = counter.read_ordered();
+            // Pairs with nothing: it keeps the load below behind the one that the ordered read
+            // ends with.
+            self.memory.fence(Ordering::Acquire);
+            let after_ns = self.stolen_ns();
+            if after_ns == stolen_ns {
+                return Some(Moment { stolen_ns, count });
+            }
+            stolen_ns = after_ns;
+        }
+        None
+    }
+}
+
+/// How often [`StolenTimeReader::moment`] tries.
+pub const MOMENTS: u32 = 64;
+
+/// A CPU's stolen time and a counter, read together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Nanoseconds stolen since the CPU's last `PV_TIME_ST` call.
+    pub stolen_ns: u64,
+    /// The counter, ticks.
+    pub count: u64,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::abi::stolen_time::StolenTime;
-    use core::sync::atomic::{AtomicU64, Ordering};
+    use crate::seqlock::WriteWords;
+    use core::cell::Cell;
+    use core::sync::atomic::AtomicU64;
 
     fn memory(stolen_ns: u64) -> [AtomicU64; 8] {
         let words: [u64; 8] = zerocopy::transmute!(StolenTime { stolen_ns }.emit());
@@ -63,6 +100,56 @@ mod tests {
         assert_eq!(reader.stolen_ns(), 0x0102_0304_0506_0708);
         memory[1].store(u64::MAX, Ordering::Relaxed);
         assert_eq!(reader.stolen_ns(), u64::MAX);
+    }
+
+    /// A host that steals 5 ns before each of the first `steals` counter reads.
+    struct Stealing<'a> {
+        memory: &'a [AtomicU64],
+        steals: Cell<u32>,
+        reads: Cell<u64>,
+    }
+
+    impl Counter for Stealing<'_> {
+        fn read_ordered(&self) -> u64 {
+            if let Some(steals) = self.steals.get().checked_sub(1) {
+                self.steals.set(steals);
+                self.memory.store(1, self.memory.load(1) + 5);
+            }
+            self.reads.set(self.reads.get() + 1);
+            self.reads.get()
+        }
+
+        fn read_unordered(&self) -> u64 {
+            unreachable!("a moment is read in order")
+        }
+    }
+
+    #[test]
+    fn m13_the_counter_is_read_between_two_equal_readings() {
+        let memory = memory(100);
+        let reader = StolenTimeReader::attach(&memory[..]).unwrap();
+        let host = |steals| Stealing {
+            memory: &memory,
+            steals: Cell::new(steals),
+            reads: Cell::new(0),
+        };
+        assert_eq!(
+            reader.moment(&host(0)),
+            Some(Moment {
+                stolen_ns: 100,
+                count: 1
+            })
+        );
+        assert_eq!(
+            reader.moment(&host(2)),
+            Some(Moment {
+                stolen_ns: 110,
+                count: 3
+            })
+        );
+        let last = reader.moment(&host(MOMENTS - 1)).unwrap();
+        assert_eq!(last.count, MOMENTS.into());
+        assert_eq!(reader.moment(&host(MOMENTS)), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Access to memory that another program writes or reads at the same time.
 
+use core::array;
 use core::fmt::Debug;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -13,18 +14,58 @@ mod sealed {
 ///
 /// All accesses to one structure have one width, so that every one of them is single-copy atomic
 /// and none overlaps another of a different size.
-pub trait Word: Copy + Eq + Debug + From<u32> + sealed::Sealed {
+pub trait Word: Copy + Default + Eq + Debug + Into<u64> + sealed::Sealed {
     /// Size in bytes.
     const BYTES: usize;
+
+    /// The word of `BYTES` little-endian bytes.
+    ///
+    /// # Panics
+    ///
+    /// If the slice has another length.
+    fn read_le(bytes: &[u8]) -> Self;
+
+    /// The word with its bytes in memory order.
+    #[must_use]
+    fn to_le(self) -> Self;
+
+    /// Whether the word is the count of a structure that is being written.
+    fn is_odd(self) -> bool;
+
+    /// The word and `more`, modulo its width.
+    #[must_use]
+    fn wrapping_add(self, more: u8) -> Self;
 }
 
-impl Word for u32 {
-    const BYTES: usize = 4;
+macro_rules! word {
+    ($word:ty) => {
+        impl Word for $word {
+            const BYTES: usize = size_of::<$word>();
+
+            fn read_le(bytes: &[u8]) -> Self {
+                let bytes = bytes.try_into().expect("the slice is one word");
+                <$word>::from_le_bytes(bytes)
+            }
+
+            #[inline]
+            fn to_le(self) -> Self {
+                <$word>::to_le(self)
+            }
+
+            #[inline]
+            fn is_odd(self) -> bool {
+                self % 2 != 0
+            }
+
+            fn wrapping_add(self, more: u8) -> Self {
+                <$word>::wrapping_add(self, more.into())
+            }
+        }
+    };
 }
 
-impl Word for u64 {
-    const BYTES: usize = 8;
-}
+word!(u32);
+word!(u64);
 
 /// Shared memory that can be read, as an array of words.
 ///
@@ -45,7 +86,18 @@ pub trait ReadWords<W: Word> {
     /// If `index` is not below [`len`](Self::len); readers check the length once, when they attach.
     fn load(&self, index: usize) -> W;
 
+    /// The first `N` words with their bytes in memory order, so that they can be taken for the
+    /// structure that they are.
+    ///
+    /// # Panics
+    ///
+    /// If `N` is above [`len`](Self::len).
+    fn copy<const N: usize>(&self) -> [W; N] {
+        array::from_fn(|index| self.load(index).to_le())
+    }
+
     /// Orders the accesses before it against those after it.
+    #[inline]
     fn fence(&self, ordering: Ordering) {
         fence(ordering);
     }
@@ -64,16 +116,19 @@ pub trait WriteWords<W: Word>: ReadWords<W> {
 macro_rules! words_in_atomics {
     ($word:ty, $atomic:ty) => {
         impl ReadWords<$word> for [$atomic] {
+            #[inline]
             fn len(&self) -> usize {
                 self.len()
             }
 
+            #[inline]
             fn load(&self, index: usize) -> $word {
                 <$word>::from_le(self[index].load(Ordering::Relaxed))
             }
         }
 
         impl WriteWords<$word> for [$atomic] {
+            #[inline]
             fn store(&self, index: usize, value: $word) {
                 self[index].store(value.to_le(), Ordering::Relaxed);
             }

@@ -1,0 +1,162 @@
+use std::ptr;
+use std::sync::atomic::AtomicU64;
+use std::thread::{self, JoinHandle, sleep};
+
+use super::*;
+
+const SIGNAL: c_int = libc::SIGUSR2;
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A vCPU whose guest counts, and leaves only when its flag is set.
+#[derive(Default)]
+struct FakeVcpu {
+    /// Makes the thread slow before it arms its flag and before it enters the guest, where kicks
+    /// are lost most easily.
+    hesitation: Duration,
+    immediate_exit: u8,
+    entries: u64,
+}
+
+#[derive(Default)]
+struct Guest {
+    instructions: AtomicU64,
+    /// Of the second vCPU; the third has twice as much, the first none.
+    hesitation: Duration,
+}
+
+impl ImmediateExit for FakeVcpu {
+    fn immediate_exit(&mut self) -> &mut u8 {
+        sleep(self.hesitation);
+        &mut self.immediate_exit
+    }
+}
+
+impl Guest {
+    fn run(&self, vcpu: &mut FakeVcpu) {
+        sleep(vcpu.hesitation);
+        vcpu.entries += 1;
+        let flag = &raw const vcpu.immediate_exit;
+        // SAFETY: `vcpu` is borrowed; only this thread's signal handler writes to it meanwhile.
+        while unsafe { ptr::read_volatile(flag) } == 0 {
+            self.instructions.fetch_add(1, Ordering::SeqCst);
+            thread::yield_now();
+        }
+    }
+}
+
+fn run(gate: &Arc<Gate<FakeVcpu>>, index: usize, guest: &Arc<Guest>) -> JoinHandle<u64> {
+    let (gate, guest) = (Arc::clone(gate), Arc::clone(guest));
+    thread::spawn(move || {
+        let member = Member::join(&gate, index, |_| ());
+        let mut vcpu = FakeVcpu {
+            hesitation: guest.hesitation * u32::try_from(index).unwrap(),
+            ..FakeVcpu::default()
+        };
+        while member.enter(&mut vcpu, |vcpu| guest.run(vcpu)).is_some() {}
+        vcpu.entries
+    })
+}
+
+fn open_gate() -> Arc<Gate<FakeVcpu>> {
+    let gate = Gate::new(SIGNAL).unwrap();
+    assert!(!gate.is_open(), "nothing runs before somebody says so");
+    gate.open();
+    Arc::new(gate)
+}
+
+fn wait_until(condition: impl Fn() -> bool) {
+    while !condition() {
+        sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn no_guest_instruction_runs_while_the_gate_is_closed() {
+    let gate = open_gate();
+    let guest = Arc::new(Guest {
+        hesitation: Duration::from_millis(1),
+        ..Guest::default()
+    });
+    let threads: Vec<_> = (0..3).map(|index| run(&gate, index, &guest)).collect();
+    let instructions = || guest.instructions.load(Ordering::SeqCst);
+    wait_until(|| gate.lock().members.len() == 3 && instructions() > 0);
+    for turn in 0..200 {
+        gate.close(LIMIT).unwrap();
+        let before = instructions();
+        if turn % 20 == 0 {
+            sleep(Duration::from_millis(2));
+        }
+        assert_eq!(instructions(), before, "turn {turn}");
+        gate.open();
+        wait_until(|| instructions() > before);
+    }
+    gate.stop();
+    for thread in threads {
+        assert!(thread.join().unwrap() > 0);
+    }
+}
+
+#[test]
+fn jobs_are_done_by_every_member_and_only_at_a_closed_gate() {
+    let gate = open_gate();
+    let guest = Arc::new(Guest::default());
+    let threads: Vec<_> = (0..4).map(|index| run(&gate, index, &guest)).collect();
+    wait_until(|| gate.lock().members.len() == 4);
+    assert_eq!(gate.on_each(|index, _| index), None);
+    gate.close(LIMIT).unwrap();
+    for _ in 0..20 {
+        let results = gate.on_each(|index, vcpu: &mut FakeVcpu| {
+            vcpu.entries += 1000;
+            (index, gettid(), vcpu.entries >= 1000)
+        });
+        let results = results.unwrap();
+        assert_eq!(
+            results.iter().map(|it| it.0).collect::<Vec<_>>(),
+            [0, 1, 2, 3]
+        );
+        assert!(results.iter().all(|it| it.2 && it.1 != gettid()));
+    }
+    gate.stop();
+    for thread in threads {
+        assert!(thread.join().unwrap() >= 20_000);
+    }
+}
+
+#[test]
+fn a_thread_that_joins_late_waits_at_the_closed_gate() {
+    let gate = open_gate();
+    gate.close(LIMIT).unwrap();
+    let guest = Arc::new(Guest::default());
+    let thread = run(&gate, 0, &guest);
+    wait_until(|| gate.lock().members.iter().any(|member| member.waiting));
+    assert_eq!(guest.instructions.load(Ordering::SeqCst), 0);
+    gate.open();
+    wait_until(|| guest.instructions.load(Ordering::SeqCst) > 0);
+    gate.stop();
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_thread_that_does_not_come_out_is_named_and_the_rest_runs_on() {
+    let gate = open_gate();
+    // This thread is a member that handles an exit for ever.
+    let stuck = Member::join(&gate, 7, |_| ());
+    let error = gate.close(Duration::from_millis(20)).unwrap_err();
+    assert!(
+        matches!(error, CloseError::Stuck { index: 7, .. }),
+        "{error}"
+    );
+    assert!(gate.is_open());
+    drop(stuck);
+    gate.close(LIMIT).unwrap();
+}
+
+#[test]
+fn a_stopped_gate_stays_stopped() {
+    let gate = open_gate();
+    gate.stop();
+    gate.open();
+    gate.close(LIMIT).unwrap();
+    let member = Member::join(&gate, 0, |_| ());
+    assert_eq!(member.wait(&mut FakeVcpu::default()), Passage::Stopped);
+}

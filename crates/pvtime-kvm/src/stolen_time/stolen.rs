@@ -1,0 +1,187 @@
+//! One VM's stolen time, whoever keeps it.
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER, kvm_device_attr, kvm_smccc_filter,
+    kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use pvtime::abi::Ipa;
+use pvtime::abi::smccc::FunctionId;
+use pvtime::abi::stolen_time::StolenTime;
+use pvtime::host::hypercalls::Services;
+use rustix::thread::Pid;
+use vm_memory::Address;
+
+use super::kernel;
+use super::publisher::{PublishError, Publisher};
+use super::structures::Structures;
+use crate::StolenTimeProvider;
+use crate::region::Access;
+use crate::thread_stat::run_delay_ns;
+use crate::vm_time::{Error, VmTimeConfig};
+
+/// A VM's stolen time.
+#[derive(Debug)]
+pub(crate) enum Stolen {
+    Off,
+    Kernel(Structures),
+    User(Publisher),
+}
+
+impl Stolen {
+    /// Makes what the provider needs.
+    pub fn new(
+        vm: &Arc<VmFd>,
+        provider: StolenTimeProvider,
+        config: &VmTimeConfig,
+    ) -> Result<Self, Error> {
+        let structures = |access| {
+            let (slot, base) = (config.first_slot, config.region);
+            Structures::new(Arc::clone(vm), slot, base, access).map_err(|source| Error::Region {
+                address: base.raw_value(),
+                slot,
+                source,
+            })
+        };
+        Ok(match provider {
+            StolenTimeProvider::Off => Self::Off,
+            StolenTimeProvider::Kernel => Self::Kernel(structures(Access::ReadWrite)?),
+            StolenTimeProvider::User => {
+                forward_calls(vm).map_err(Error::Filter)?;
+                let structures = structures(Access::ReadOnly)?;
+                let period = config.stolen_time_period;
+                let publisher = Publisher::start(structures, config.vcpus, period);
+                Self::User(publisher.map_err(Error::Publisher)?)
+            }
+        })
+    }
+
+    pub fn provider(&self) -> StolenTimeProvider {
+        match self {
+            Self::Off => StolenTimeProvider::Off,
+            Self::Kernel(_) => StolenTimeProvider::Kernel,
+            Self::User(_) => StolenTimeProvider::User,
+        }
+    }
+
+    pub fn structures(&self) -> Option<&Structures> {
+        match self {
+            Self::Off => None,
+            Self::Kernel(structures) => Some(structures),
+            Self::User(publisher) => Some(publisher.structures()),
+        }
+    }
+
+    /// Prepares a vCPU that was not run yet.
+    pub fn attach(&self, vcpu: &VcpuFd, index: usize) -> Result<(), Error> {
+        match self {
+            Self::Off => kernel::hide(vcpu).map_err(|source| Error::Hide { index, source }),
+            Self::Kernel(structures) => {
+                let address = structures.address(index);
+                let attach = |source| Error::Attach {
+                    index,
+                    address: address.raw_value(),
+                    source,
+                };
+                kernel::register(vcpu, address).map_err(attach)
+            }
+            // KVM affirms the features call by itself, and forwards the rest.
+            Self::User(_) => Ok(()),
+        }
+    }
+
+    /// Makes the calling thread the one of a vCPU.
+    pub fn bind(&self, index: usize, thread: Pid) -> Result<(), Error> {
+        match self {
+            Self::Off | Self::Kernel(_) => Ok(()),
+            Self::User(publisher) => publisher.bind(index, thread, None).map_err(publish(index)),
+        }
+    }
+
+    /// What the calls of a vCPU are answered with, where they are forwarded.
+    pub fn services(&self, index: usize) -> Services {
+        Services {
+            stolen_time: match self {
+                Self::Off | Self::Kernel(_) => None,
+                Self::User(publisher) => {
+                    Some(Ipa(publisher.structures().address(index).raw_value()))
+                }
+            },
+            ..Services::default()
+        }
+    }
+
+    /// Starts a vCPU's value at 0 because its guest asked for the structure.
+    pub fn restart(&self, index: usize) -> Result<(), Error> {
+        match self {
+            Self::Off | Self::Kernel(_) => Ok(()),
+            Self::User(publisher) => publisher.restart(index).map_err(publish(index)),
+        }
+    }
+
+    /// Brings the structures up to now. KVM does it by itself.
+    pub fn publish(&self) -> Result<(), Error> {
+        match self {
+            Self::Off | Self::Kernel(_) => Ok(()),
+            Self::User(publisher) => publisher
+                .publish()
+                .map_err(|(index, source)| Error::Publish { index, source }),
+        }
+    }
+
+    /// A stopped vCPU's value, for saving; `None` where its guest has not asked for it.
+    pub fn value(&self, index: usize) -> Option<StolenTime> {
+        let sample = self.structures()?.load(index);
+        sample.claimed.then_some(StolenTime {
+            stolen_ns: sample.stolen_ns,
+        })
+    }
+
+    /// Continues a vCPU's value, which its guest had asked for, on a new thread.
+    pub fn restore(&self, index: usize, thread: Pid, value: StolenTime) -> Result<(), Error> {
+        match self {
+            Self::Off => Ok(()),
+            Self::Kernel(structures) => {
+                // KVM will add all that the thread has ever waited, most of it for nobody's guest.
+                let waited_ns =
+                    run_delay_ns(thread).map_err(|source| Error::Accounts { index, source })?;
+                let stolen_ns = value.stolen_ns.wrapping_sub(waited_ns);
+                structures.write(index, StolenTime { stolen_ns });
+                Ok(())
+            }
+            Self::User(publisher) => publisher
+                .bind(index, thread, Some(value))
+                .map_err(publish(index)),
+        }
+    }
+}
+
+fn publish(index: usize) -> impl Fn(PublishError) -> Error {
+    move |source| Error::Publish { index, source }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the kernel's enum has three values"
+)]
+const FORWARD: u8 = kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER as u8;
+
+/// Has `PV_TIME_FEATURES` and `PV_TIME_ST` handed to the VMM.
+fn forward_calls(vm: &VmFd) -> io::Result<()> {
+    let filter = kvm_smccc_filter {
+        base: FunctionId::PV_TIME_FEATURES.0,
+        nr_functions: 2,
+        action: FORWARD,
+        ..kvm_smccc_filter::default()
+    };
+    let attribute = kvm_device_attr {
+        flags: 0,
+        group: KVM_ARM_VM_SMCCC_CTRL,
+        attr: KVM_ARM_VM_SMCCC_FILTER.into(),
+        addr: (&raw const filter) as u64,
+    };
+    Ok(vm.set_device_attr(&attribute)?)
+}

@@ -1,0 +1,390 @@
+//! What the host counted for the thread of a vCPU.
+//!
+//! | account | from | counts |
+//! |---|---|---|
+//! | run | the thread's CPU clock | ns on a CPU: in the guest, in KVM, in the VMM |
+//! | stolen | `/proc/self/task/TID/schedstat`, second field | ns runnable without a CPU |
+//! | idle | KVM's `halt_wait_ns` and the two above | ns in which the vCPU had nothing to do |
+//!
+//! Nobody counts idle time exactly. KVM's `halt_wait_ns` lasts until the thread runs again, so it
+//! includes the wait for a CPU after the wake-up, which is stolen time already. What a thread did
+//! not run and did not wait includes sleep outside the guest. Idle time is in both, so the lesser
+//! of the two, over each stretch between two samples, is taken.
+//!
+//! Stretches that are under way are in no account but `run`: a sample is whole only while the
+//! thread is out of the guest.
+#![expect(
+    unsafe_code,
+    reason = "clocks of other threads and KVM's statistics are plain ioctls"
+)]
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use pvtime::host::ledger::ThreadSample;
+use rustix::thread::Pid;
+use vmm_sys_util::ioctl::ioctl;
+
+use crate::clock;
+
+mod number {
+    vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, kvm_bindings::KVMIO, 0xce);
+}
+
+/// A thread's accounts could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The thread has ended, or the kernel does not count.
+    #[error(
+        "cannot read {path}: {source}; the thread has ended, or the kernel lacks CONFIG_SCHED_INFO"
+    )]
+    Schedstat {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The file does not hold three decimal numbers.
+    #[error("{path} holds {text:?}, not three decimal numbers; this kernel is not understood")]
+    SchedstatFormat {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        text: String,
+    },
+    /// The thread's clock cannot be read.
+    #[error("cannot read the CPU clock of thread {thread}: {source}; the thread has ended")]
+    Clock {
+        /// The thread.
+        thread: i32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// KVM's statistics of the vCPU cannot be read.
+    #[error("cannot read KVM's statistics of a vCPU: {source}; Linux 5.14 or newer has them")]
+    KvmStatistics {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The statistics do not have the one that is needed.
+    #[error("KVM's statistics of a vCPU have no {name}; this kernel is not understood")]
+    NoStatistic {
+        /// Its name.
+        name: &'static str,
+    },
+}
+
+/// The run delay of a thread of this process: what KVM publishes as stolen time.
+///
+/// It grows when a wait ends, not while it lasts.
+///
+/// # Errors
+///
+/// [`Error::Schedstat`] and [`Error::SchedstatFormat`].
+pub fn run_delay_ns(thread: Pid) -> Result<u64, Error> {
+    let path = PathBuf::from(format!("/proc/self/task/{thread}/schedstat"));
+    match fs::read_to_string(&path) {
+        Ok(text) => parse_run_delay(&text).ok_or(Error::SchedstatFormat { path, text }),
+        Err(source) => Err(Error::Schedstat { path, source }),
+    }
+}
+
+fn parse_run_delay(text: &str) -> Option<u64> {
+    let numbers: Option<Vec<u64>> = text
+        .split_ascii_whitespace()
+        .map(|word| word.parse().ok())
+        .collect();
+    match numbers?[..] {
+        [_run_ns, run_delay_ns, _turns] => Some(run_delay_ns),
+        _ => None,
+    }
+}
+
+/// Time that a thread of this process was on a CPU, to the moment.
+///
+/// # Errors
+///
+/// [`Error::Clock`].
+pub fn run_ns(thread: Pid) -> Result<u64, Error> {
+    let thread = thread.as_raw_nonzero().get();
+    // The kernel's encoding of a thread's scheduler clock (include/linux/posix-timers_types.h).
+    let clock = (!thread << 3) | 0b110;
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to a timespec, which the call fills in.
+    if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+        return Err(Error::Clock {
+            thread,
+            source: io::Error::last_os_error(),
+        });
+    }
+    let time = rustix::time::Timespec {
+        tv_sec: time.tv_sec,
+        tv_nsec: time.tv_nsec,
+    };
+    Ok(clock::nanoseconds(time))
+}
+
+/// KVM's own count of how long a vCPU waited for something to do.
+#[derive(Debug)]
+pub struct HaltTime {
+    statistics: File,
+    /// Where the number is.
+    offset: u64,
+}
+
+impl HaltTime {
+    const NAME: &'static str = "halt_wait_ns";
+
+    /// For a vCPU.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::KvmStatistics`] and [`Error::NoStatistic`].
+    pub fn of(vcpu: &impl AsRawFd) -> Result<Self, Error> {
+        // SAFETY: the ioctl takes no argument and returns a new file descriptor.
+        let statistics: RawFd = unsafe { ioctl(vcpu, number::KVM_GET_STATS_FD()) };
+        if statistics < 0 {
+            return Err(Error::KvmStatistics {
+                source: io::Error::last_os_error(),
+            });
+        }
+        // SAFETY: the descriptor is new and nobody else's.
+        let statistics = unsafe { File::from_raw_fd(statistics) };
+        let offset = find(&statistics, Self::NAME)
+            .map_err(|source| Error::KvmStatistics { source })?
+            .ok_or(Error::NoStatistic { name: Self::NAME })?;
+        Ok(Self { statistics, offset })
+    }
+
+    /// In ns since the vCPU was made; a wait counts when it has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::KvmStatistics`].
+    pub fn read_ns(&self) -> Result<u64, Error> {
+        let mut bytes = [0; 8];
+        self.statistics
+            .read_exact_at(&mut bytes, self.offset)
+            .map_err(|source| Error::KvmStatistics { source })?;
+        Ok(u64::from_ne_bytes(bytes))
+    }
+}
+
+/// Finds a statistic by its name (Documentation/virt/kvm/api.rst, `KVM_GET_STATS_FD`): a header of
+/// six 32-bit fields, then descriptors of 16 bytes and a name, then the numbers.
+fn find(statistics: &impl FileExt, wanted: &str) -> io::Result<Option<u64>> {
+    const DESCRIPTOR_BYTES: usize = 16;
+    let mut header = [0; 24];
+    statistics.read_exact_at(&mut header, 0)?;
+    let [_flags, name_bytes, count, _id, descriptors, data] =
+        std::array::from_fn(|field| u32_at(&header, 4 * field));
+    let stride = DESCRIPTOR_BYTES + name_bytes as usize;
+    let mut descriptor = vec![0; stride];
+    for index in 0..u64::from(count) {
+        statistics.read_exact_at(
+            &mut descriptor,
+            u64::from(descriptors) + index * stride as u64,
+        )?;
+        let name = descriptor[DESCRIPTOR_BYTES..]
+            .split(|byte| *byte == 0)
+            .next();
+        if name == Some(wanted.as_bytes()) {
+            return Ok(Some(u64::from(data) + u64::from(u32_at(&descriptor, 8))));
+        }
+    }
+    Ok(None)
+}
+
+fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    u32::from_ne_bytes(*bytes[offset..].first_chunk().expect("inside the structure"))
+}
+
+/// The cumulative accounts of one vCPU's thread.
+#[derive(Debug)]
+pub struct ThreadAccounts {
+    thread: Pid,
+    halt: HaltTime,
+    idle_ns: u64,
+    last: Raw,
+}
+
+/// What the kernel counts, at one moment.
+#[expect(clippy::struct_field_names, reason = "units last")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Raw {
+    physical_ns: u64,
+    run_ns: u64,
+    run_delay_ns: u64,
+    halt_ns: u64,
+}
+
+impl ThreadAccounts {
+    /// For the calling thread, which runs the vCPU whose halts are given.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub fn of_this_thread(halt: HaltTime) -> Result<Self, Error> {
+        let thread = rustix::thread::gettid();
+        let mut accounts = Self {
+            thread,
+            halt,
+            idle_ns: 0,
+            last: Raw::default(),
+        };
+        accounts.last = accounts.read()?;
+        Ok(accounts)
+    }
+
+    /// The thread.
+    pub fn thread(&self) -> Pid {
+        self.thread
+    }
+
+    /// Reads the accounts; idle time is taken over the stretch since the last call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub fn sample(&mut self) -> Result<ThreadSample, Error> {
+        let now = self.read()?;
+        self.idle_ns += now.idle_ns_since(&self.last);
+        self.last = now;
+        Ok(self.at(now))
+    }
+
+    /// The accounts now, for a thread that waits outside the guest: no idle time is added, and the
+    /// next [`sample`](Self::sample) reaches back to the last one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub fn peek(&self) -> Result<ThreadSample, Error> {
+        Ok(self.at(self.read()?))
+    }
+
+    fn at(&self, now: Raw) -> ThreadSample {
+        ThreadSample {
+            physical_ns: now.physical_ns,
+            run_ns: now.run_ns,
+            idle_ns: self.idle_ns,
+            stolen_ns: now.run_delay_ns,
+        }
+    }
+
+    fn read(&self) -> Result<Raw, Error> {
+        Ok(Raw {
+            physical_ns: clock::boottime_ns(),
+            run_ns: run_ns(self.thread)?,
+            run_delay_ns: run_delay_ns(self.thread)?,
+            halt_ns: self.halt.read_ns()?,
+        })
+    }
+}
+
+impl Raw {
+    fn idle_ns_since(&self, last: &Self) -> u64 {
+        let physical_ns = self.physical_ns - last.physical_ns;
+        let busy_ns = (self.run_ns - last.run_ns) + (self.run_delay_ns - last.run_delay_ns);
+        physical_ns
+            .saturating_sub(busy_ns)
+            .min(self.halt_ns - last.halt_ns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn the_run_delay_is_the_second_of_three_numbers() {
+        assert_eq!(parse_run_delay("17 2000000003 4\n"), Some(2_000_000_003));
+        for text in [
+            "",
+            "1 2",
+            "1 2 3 4",
+            "1 x 3",
+            "1 -2 3",
+            "1 18446744073709551616 3",
+        ] {
+            assert_eq!(parse_run_delay(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_thread_that_does_not_exist_is_an_error() {
+        let nobody = std::thread::spawn(rustix::thread::gettid).join().unwrap();
+        let error = run_delay_ns(nobody).unwrap_err().to_string();
+        assert!(error.contains("the thread has ended"), "{error}");
+        let error = run_ns(nobody).unwrap_err().to_string();
+        assert!(error.contains("the thread has ended"), "{error}");
+    }
+
+    #[test]
+    fn this_threads_clock_runs_while_it_does() {
+        let thread = rustix::thread::gettid();
+        let start = clock::boottime_ns();
+        let before = run_ns(thread).unwrap();
+        while run_ns(thread).unwrap() < before + 1_000_000 {
+            assert!(
+                clock::boottime_ns() < start + 10_000_000_000,
+                "the clock stands"
+            );
+        }
+        assert!(clock::boottime_ns() - start >= 1_000_000);
+    }
+
+    #[test]
+    fn idle_time_is_in_both_of_its_bounds() {
+        let last = Raw {
+            physical_ns: 1000,
+            run_ns: 500,
+            run_delay_ns: 50,
+            halt_ns: 100,
+        };
+        let now = |run_ns: u64, run_delay_ns: u64, halt_ns: u64| Raw {
+            physical_ns: 2000,
+            run_ns: 500 + run_ns,
+            run_delay_ns: 50 + run_delay_ns,
+            halt_ns: 100 + halt_ns,
+        };
+        // Of 1000 ns the thread ran 300 and waited 100: it slept 600.
+        assert_eq!(now(300, 100, 600).idle_ns_since(&last), 600);
+        // The wait after a wake-up is in the halt as well.
+        assert_eq!(now(300, 100, 650).idle_ns_since(&last), 600);
+        // It slept outside the guest too.
+        assert_eq!(now(300, 100, 400).idle_ns_since(&last), 400);
+        // Clocks that are read one after the other may claim a little too much.
+        assert_eq!(now(990, 20, 5).idle_ns_since(&last), 0);
+    }
+
+    #[test]
+    fn a_statistic_is_found_by_its_name() {
+        let mut file = tempfile::tempfile().unwrap();
+        let names: [&[u8; 16]; 2] = [b"halt_wait\0\0\0\0\0\0\0", b"halt_wait_ns\0\0\0\0"];
+        let mut bytes: Vec<u8> = [0u32, 16, 2, 24, 24, 88].map(u32::to_ne_bytes).concat();
+        for (name, offset) in names.into_iter().zip([0u32, 8]) {
+            bytes.extend([0u32, 0, offset, 0].map(u32::to_ne_bytes).concat());
+            bytes.extend(name);
+        }
+        assert_eq!(bytes.len(), 88);
+        bytes.extend([7u64, 1_000_000_007].map(u64::to_ne_bytes).concat());
+        file.write_all(&bytes).unwrap();
+
+        let offset = find(&file, HaltTime::NAME).unwrap().unwrap();
+        let halt = HaltTime {
+            statistics: file,
+            offset,
+        };
+        assert_eq!(halt.read_ns().unwrap(), 1_000_000_007);
+        assert_eq!(find(&halt.statistics, "halt").unwrap(), None);
+    }
+}

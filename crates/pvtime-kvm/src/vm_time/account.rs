@@ -1,0 +1,142 @@
+//! The ledger of one vCPU, kept by its own thread.
+//!
+//! A thread knows best when it left the guest and when it goes back: it enters its accounts when it
+//! arrives at the gate and when it leaves it. What lies between is paused time, by the cause for
+//! which the gate was closed. A query closes the gate for some microseconds, and that is paused by
+//! the operator.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pvtime::host::Cause;
+use pvtime::host::ledger::{Accounts, Ledger, LedgerError};
+use rustix::thread::Pid;
+
+use crate::thread_stat::{self, HaltTime, ThreadAccounts};
+
+/// A vCPU's account, shared by its thread and whoever asks.
+#[derive(Debug)]
+pub(super) struct VcpuAccount {
+    thread: Pid,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Debug)]
+struct Entries {
+    thread: ThreadAccounts,
+    /// From the start or the restoration on.
+    ledger: Option<Ledger>,
+    /// What went wrong on the vCPU's thread, until somebody asks.
+    failure: Option<AccountError>,
+}
+
+/// The account cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    /// The kernel's figures cannot be read.
+    #[error(transparent)]
+    Thread(#[from] thread_stat::Error),
+    /// They contradict themselves.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The VM was neither started nor restored.
+    #[error("the VM was not started yet; start it first")]
+    NotStarted,
+}
+
+impl VcpuAccount {
+    /// For the calling thread.
+    pub fn of_this_thread(halt: HaltTime) -> Result<Self, thread_stat::Error> {
+        let thread = ThreadAccounts::of_this_thread(halt)?;
+        Ok(Self {
+            thread: thread.thread(),
+            entries: Mutex::new(Entries {
+                thread,
+                ledger: None,
+                failure: None,
+            }),
+        })
+    }
+
+    /// The thread.
+    pub fn thread(&self) -> Pid {
+        self.thread
+    }
+
+    /// The thread arrived at the gate.
+    pub fn arrive(&self) {
+        let mut entries = self.lock();
+        let entered = entries.arrive();
+        entries.keep(entered);
+    }
+
+    /// The thread leaves the gate, which was closed for this cause.
+    pub fn leave(&self, cause: Cause) {
+        let mut entries = self.lock();
+        let entered = entries.leave(cause);
+        entries.keep(entered);
+    }
+
+    /// Takes over what was saved, `away_ns` ago.
+    pub fn restore(
+        &self,
+        accounts: Accounts,
+        cause: Cause,
+        away_ns: u64,
+    ) -> Result<(), AccountError> {
+        let mut entries = self.lock();
+        let now = entries.thread.sample()?;
+        entries.ledger = Some(Ledger::restore(accounts, now, cause, away_ns)?);
+        Ok(())
+    }
+
+    /// The accounts of a vCPU whose thread waits at the gate, without the wait.
+    pub fn entered(&self) -> Result<Accounts, AccountError> {
+        let mut entries = self.lock();
+        match entries.failure.take() {
+            Some(failure) => Err(failure),
+            None => entries
+                .ledger
+                .map(|it| *it.accounts())
+                .ok_or(AccountError::NotStarted),
+        }
+    }
+
+    /// The same with the wait up to now, which is for this cause.
+    pub fn up_to_now(&self, cause: Cause) -> Result<Accounts, AccountError> {
+        self.entered()?;
+        let entries = self.lock();
+        let now = entries.thread.peek()?;
+        let mut shown = entries.ledger.ok_or(AccountError::NotStarted)?;
+        shown.resume(now, cause)?;
+        Ok(*shown.accounts())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entries {
+    fn arrive(&mut self) -> Result<(), AccountError> {
+        let now = self.thread.sample()?;
+        match &mut self.ledger {
+            Some(ledger) => Ok(ledger.stop(now)?),
+            None => Ok(()),
+        }
+    }
+
+    fn leave(&mut self, cause: Cause) -> Result<(), AccountError> {
+        let now = self.thread.sample()?;
+        match &mut self.ledger {
+            Some(ledger) => ledger.resume(now, cause)?,
+            None => self.ledger = Some(Ledger::start(now)),
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, entered: Result<(), AccountError>) {
+        if let Err(error) = entered {
+            self.failure.get_or_insert(error);
+        }
+    }
+}

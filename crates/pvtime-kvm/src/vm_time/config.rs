@@ -1,0 +1,245 @@
+//! What a VM's time is made of, and what can be wrong with it.
+
+use std::io;
+use std::time::Duration;
+
+use pvtime::host::saved::SavedError;
+use pvtime::host::timeline::{NegativeElapsed, Policies, TimelineError};
+use vm_memory::{Address, GuestAddress};
+
+use super::account::AccountError;
+use crate::gate::CloseError;
+use crate::offset::SetOffsetError;
+use crate::region::BLOCK_BYTES;
+use crate::stolen_time::{CAPACITY, PublishError};
+use crate::{StolenTimeChoice, StolenTimeUnavailable, thread_stat};
+
+/// What a VM's time is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct VmTimeConfig {
+    /// vCPUs that will be attached, at most [`VmTimeConfig::MAX_VCPUS`].
+    pub vcpus: usize,
+    /// Where the time memory starts in guest physical addresses: a multiple of 64 KiB, outside
+    /// RAM and devices, with [`VmTimeConfig::REGION_BYTES`] free.
+    pub region: GuestAddress,
+    /// The first of [`VmTimeConfig::SLOTS`] memory slots that nothing else uses.
+    pub first_slot: u32,
+    /// A signal that nothing else handles: it takes vCPU threads out of `KVM_RUN`.
+    pub kick_signal: i32,
+    /// How the guest's counters are set.
+    pub counters: CounterChoice,
+    /// Whether the guest gets stolen time.
+    pub stolen_time: StolenTimeChoice,
+    /// How often stolen time is brought up to date where user space keeps it.
+    pub stolen_time_period: Duration,
+    /// What the counters do over each event.
+    pub policies: Policies,
+    /// What to do when a VM arrives, by the wall clocks, before it left.
+    pub negative_elapsed: NegativeElapsed,
+}
+
+impl VmTimeConfig {
+    /// Structures of 64 bytes that fit into a block of 64 KiB.
+    pub const MAX_VCPUS: usize = CAPACITY;
+    /// Bytes of guest physical address space to leave free.
+    pub const REGION_BYTES: u64 = BLOCK_BYTES as u64;
+    /// Memory slots to leave free.
+    pub const SLOTS: u32 = 1;
+
+    /// Time for `vcpus` vCPUs, with everything else as it is by default: stolen time where the host
+    /// can, counters with one offset where the host can, every event freezing.
+    #[must_use]
+    pub fn new(vcpus: usize, region: GuestAddress, first_slot: u32, kick_signal: i32) -> Self {
+        Self {
+            vcpus,
+            region,
+            first_slot,
+            kick_signal,
+            counters: CounterChoice::default(),
+            stolen_time: StolenTimeChoice::default(),
+            stolen_time_period: Duration::from_millis(100),
+            policies: Policies::default(),
+            negative_elapsed: NegativeElapsed::default(),
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let &Self { vcpus, region, .. } = self;
+        if vcpus == 0 || vcpus > Self::MAX_VCPUS {
+            return Err(Error::Vcpus { vcpus });
+        }
+        if !region.raw_value().is_multiple_of(Self::REGION_BYTES) {
+            return Err(Error::Unaligned {
+                address: region.raw_value(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// How the guest's counters are set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CounterChoice {
+    /// By one VM-wide offset where KVM has it (Linux 6.4), else by registers.
+    #[default]
+    Auto,
+    /// By the virtual counter's register: the physical counter stays the host's, and what passes
+    /// between computing and setting is lost to the guest.
+    Registers,
+}
+
+/// A VM's time could not be set up, changed or read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The VM has no vCPU, or more than the block has room for.
+    #[error("a VM has 1 to {max} vCPUs, not {vcpus}", max = VmTimeConfig::MAX_VCPUS)]
+    Vcpus {
+        /// What was asked for.
+        vcpus: usize,
+    },
+    /// The region's address is not a multiple of 64 KiB.
+    #[error("the time region must start at a multiple of 64 KiB, not at {address:#x}")]
+    Unaligned {
+        /// The address.
+        address: u64,
+    },
+    /// Firmware wrote no frequency into `CNTFRQ_EL0`.
+    #[error("this host's CNTFRQ_EL0 is 0; its firmware must write the counter's frequency")]
+    NoFrequency,
+    /// `StolenTimeChoice::On` where the host has none.
+    #[error(transparent)]
+    StolenTime(#[from] StolenTimeUnavailable),
+    /// The signal cannot be used.
+    #[error("signal {signal} cannot be used to interrupt vCPUs: {source}; choose another")]
+    Signal {
+        /// Its number.
+        signal: i32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A block could not be mapped into the guest.
+    #[error(
+        "cannot put the time region at {address:#x} with memory slot {slot}: {source}; choose an \
+         address and a slot that nothing else uses"
+    )]
+    Region {
+        /// Guest physical address.
+        address: u64,
+        /// Memory slot.
+        slot: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The hypercall filter was refused.
+    #[error(
+        "cannot have the guest's time calls forwarded: {0}; make the VM's time before a vCPU runs, \
+         and leave the calls from 0xc5000020 to it"
+    )]
+    Filter(io::Error),
+    /// The publisher's thread did not start.
+    #[error("cannot start the thread that keeps stolen time: {0}")]
+    Publisher(io::Error),
+    /// There is no vCPU of that index.
+    #[error("this VM's time was made for {vcpus} vCPUs; there is no vCPU {index}")]
+    NoSuchVcpu {
+        /// The index.
+        index: usize,
+        /// What the VM has.
+        vcpus: usize,
+    },
+    /// A vCPU was attached twice.
+    #[error("vCPU {index} is attached already; attach each vCPU once")]
+    AttachedTwice {
+        /// Its index.
+        index: usize,
+    },
+    /// KVM refused the address of a vCPU's structure.
+    #[error(
+        "KVM refuses {address:#x} for the stolen time of vCPU {index}: {source}; attach each vCPU \
+         once, after KVM_ARM_VCPU_INIT"
+    )]
+    Attach {
+        /// The vCPU's index.
+        index: usize,
+        /// Guest physical address of its structure.
+        address: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Discovery of stolen time could not be turned off.
+    #[error(
+        "cannot hide stolen time from vCPU {index}: {source}; attach before the first KVM_RUN, on \
+         Linux 5.19 or newer"
+    )]
+    Hide {
+        /// The vCPU's index.
+        index: usize,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The VM was to start without all of its vCPUs.
+    #[error(
+        "vCPU {index} has no thread yet; attach every vCPU and start its thread before the VM is \
+         started or restored"
+    )]
+    NoThread {
+        /// The first that has none.
+        index: usize,
+    },
+    /// A register of a vCPU could not be read or written.
+    #[error("cannot reach the timers of vCPU {index}: {source}")]
+    Registers {
+        /// The vCPU's index.
+        index: usize,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The VM is in no state for this, or the host's clocks contradict themselves.
+    #[error(transparent)]
+    Timeline(#[from] TimelineError),
+    /// A vCPU did not stop.
+    #[error(transparent)]
+    Close(#[from] CloseError),
+    /// The offset was not set.
+    #[error(transparent)]
+    Offset(#[from] SetOffsetError),
+    /// The accounts of a vCPU's thread could not be read.
+    #[error("no accounts of vCPU {index}: {source}")]
+    Accounts {
+        /// The vCPU's index.
+        index: usize,
+        /// Why.
+        source: thread_stat::Error,
+    },
+    /// A vCPU's ledger cannot go on.
+    #[error("the ledger of vCPU {index} cannot go on: {source}")]
+    Account {
+        /// The vCPU's index.
+        index: usize,
+        /// Why.
+        source: AccountError,
+    },
+    /// Stolen time could not be counted.
+    #[error("the stolen time of vCPU {index} cannot be counted: {source}")]
+    Publish {
+        /// The vCPU's index.
+        index: usize,
+        /// Why.
+        source: PublishError,
+    },
+    /// The saved time is damaged or of another version.
+    #[error(transparent)]
+    Saved(#[from] SavedError),
+    /// The saved time is of a VM of another shape.
+    #[error(
+        "the saved time has {actual} bytes, and that of a VM with {vcpus} vCPUs has {expected}"
+    )]
+    SavedLength {
+        /// vCPUs of this VM.
+        vcpus: usize,
+        /// Bytes of its saved time.
+        expected: usize,
+        /// Bytes given.
+        actual: usize,
+    },
+}

@@ -1,0 +1,428 @@
+//! The one owner of a VM's time.
+
+mod account;
+mod config;
+mod execute;
+mod saved;
+mod vcpu;
+
+pub use account::AccountError;
+pub use config::{CounterChoice, Error, VmTimeConfig};
+pub use vcpu::{RunningVcpu, VcpuTime};
+
+use account::VcpuAccount;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kvm_ioctls::{VcpuFd, VmFd};
+use pvtime::host::Cause;
+use pvtime::host::ledger::Accounts;
+use pvtime::host::timeline::{Adjustment, Config, CounterScope, Event, Timeline};
+use pvtime::host::timers::Asked;
+use pvtime::scale::Frequency;
+use rustix::thread::Pid;
+use serde::Serialize;
+
+use crate::gate::Gate;
+use crate::record::{Record, Records};
+use crate::stolen_time::{Stolen, StolenTimeSample};
+use crate::thread_stat::{self, HaltTime, run_delay_ns, run_ns};
+use crate::{HostTime, ReservedMemory, StolenTimeProvider, clock, counter};
+
+/// How long a vCPU may take to come out of the guest and of the handling of an exit.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+
+/// The time of one VM.
+///
+/// Nothing else writes a counter, a timer or an offset of the VM. All methods may be called from
+/// any thread; those that change something take their turns.
+#[derive(Debug)]
+pub struct VmTime {
+    vm: Arc<VmFd>,
+    gate: Arc<Gate<VcpuFd>>,
+    frequency: Frequency,
+    stolen: Stolen,
+    created_ns: u64,
+    closed_for: Arc<ClosedFor>,
+    state: Mutex<State>,
+    records: Records,
+}
+
+#[derive(Debug)]
+struct State {
+    timeline: Timeline,
+    vcpus: Vec<Vcpu>,
+}
+
+/// How far a vCPU has come.
+#[derive(Debug)]
+enum Vcpu {
+    New,
+    Attached(HaltTime),
+    Bound(Bound),
+}
+
+/// A vCPU that has a thread.
+#[derive(Debug)]
+struct Bound {
+    account: Arc<VcpuAccount>,
+    asked: Option<Asked>,
+}
+
+impl VmTime {
+    /// Decides which interfaces the guest gets and makes their memory. No vCPU runs before
+    /// [`start`](Self::start), or [`restore`](Self::restore) and [`resume`](Self::resume).
+    ///
+    /// The VM keeps a memory slot for each block until this is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vcpus`], [`Error::Unaligned`], [`Error::NoFrequency`], [`Error::StolenTime`],
+    /// [`Error::Signal`], [`Error::Region`], [`Error::Filter`], [`Error::Publisher`].
+    pub fn new(vm: &Arc<VmFd>, host: &HostTime, config: VmTimeConfig) -> Result<Arc<Self>, Error> {
+        config.check()?;
+        let signal = config.kick_signal;
+        let counters = match config.counters {
+            CounterChoice::Auto if host.counter_offset.is_yes() => CounterScope::Both,
+            CounterChoice::Auto | CounterChoice::Registers => CounterScope::VirtualOnly,
+        };
+        let timeline = Timeline::new(Config {
+            policies: config.policies,
+            negative_elapsed: config.negative_elapsed,
+            counters,
+            has_ecv: counter::has_ecv() == Some(true),
+            ..Config::default()
+        })?;
+        let vcpus = (0..config.vcpus).map(|_| Vcpu::New).collect();
+        Ok(Arc::new(Self {
+            vm: Arc::clone(vm),
+            gate: Arc::new(Gate::new(signal).map_err(|source| Error::Signal { signal, source })?),
+            frequency: counter::frequency().ok_or(Error::NoFrequency)?,
+            stolen: Stolen::new(vm, config.stolen_time.provider(host)?, &config)?,
+            created_ns: clock::boottime_ns(),
+            closed_for: Arc::default(),
+            state: Mutex::new(State { timeline, vcpus }),
+            records: Records::default(),
+        }))
+    }
+
+    /// Gives a vCPU its time interfaces: after `KVM_ARM_VCPU_INIT` and before the first `KVM_RUN`
+    /// of any vCPU. vCPUs may be attached in any order, others already being attached.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchVcpu`], [`Error::AttachedTwice`], [`Error::Attach`], [`Error::Hide`],
+    /// [`Error::Accounts`].
+    pub fn attach(self: &Arc<Self>, vcpu: &VcpuFd, index: usize) -> Result<VcpuTime, Error> {
+        let mut state = self.lock();
+        let vcpus = state.vcpus.len();
+        let known = state
+            .vcpus
+            .get_mut(index)
+            .ok_or(Error::NoSuchVcpu { index, vcpus })?;
+        if !matches!(known, Vcpu::New) {
+            return Err(Error::AttachedTwice { index });
+        }
+        let halt = HaltTime::of(vcpu).map_err(|source| Error::Accounts { index, source })?;
+        *known = Vcpu::Attached(halt);
+        self.stolen.attach(vcpu, index)?;
+        Ok(VcpuTime::new(self, index))
+    }
+
+    /// Lets the VM run for the first time. Its counters start at 0 now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoThread`] where a vCPU was not attached and bound, [`Error::Timeline`] for a VM
+    /// that was started or restored before, and what setting the counters fails with.
+    pub fn start(&self) -> Result<(), Error> {
+        let mut state = self.lock();
+        self.check_threads(&state)?;
+        self.step(&mut state, Event::Start)?;
+        self.gate.open();
+        Ok(())
+    }
+
+    /// Takes every vCPU out of the guest and keeps it out. The guest's counter at the stop is taken
+    /// once, when all are out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeline`] for a VM that does not run, [`Error::Close`] where a vCPU does not come
+    /// out. The VM runs on after an error, if it ran before.
+    pub fn pause(&self, cause: Cause) -> Result<(), Error> {
+        let mut state = self.lock();
+        let ran = state.timeline.is_running();
+        if ran {
+            self.closed_for.set(cause);
+            self.gate.close(CLOSE_LIMIT)?;
+        }
+        let paused = self
+            .stolen
+            .publish()
+            .and_then(|()| self.step(&mut state, Event::Pause(cause)));
+        if ran && paused.is_err() {
+            self.gate.open();
+        }
+        paused.map(drop)
+    }
+
+    /// Sets the counters of a stopped VM by its policy, and lets its vCPUs into the guest.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeline`] for a VM that runs and for clocks that the policy cannot go by, and what
+    /// setting the counters fails with. The VM is stopped still after an error.
+    pub fn resume(&self) -> Result<(), Error> {
+        let mut state = self.lock();
+        self.step(&mut state, Event::Resume)?;
+        self.gate.open();
+        Ok(())
+    }
+
+    /// Sends every vCPU thread away, for good: [`RunningVcpu::run`] returns `None`.
+    pub fn shut_down(&self) {
+        self.gate.stop();
+        self.records.finish();
+    }
+
+    /// Does `job` on every vCPU of a stopped VM, on the thread that runs it, and returns the
+    /// results in the order of the vCPUs; `None` for a VM that runs.
+    pub fn on_each_vcpu<R: Send + 'static>(
+        &self,
+        job: impl Fn(usize, &mut VcpuFd) -> R + Send + Sync + 'static,
+    ) -> Option<Vec<R>> {
+        let _turn = self.lock();
+        self.gate.on_each(job)
+    }
+
+    /// What was done to the VM's time.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// Who keeps this VM's stolen time.
+    #[must_use]
+    pub fn stolen_time_provider(&self) -> StolenTimeProvider {
+        self.stolen.provider()
+    }
+
+    /// Which of the guest's counters the VM's offset is for.
+    #[must_use]
+    pub fn counters(&self) -> CounterScope {
+        self.lock().timeline.config().counters
+    }
+
+    /// Whether the VM runs; not before it was started, and not while it is paused.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.lock().timeline.is_running()
+    }
+
+    /// What to reserve in the device tree.
+    #[must_use]
+    pub fn reserved_memory(&self) -> Vec<ReservedMemory> {
+        self.stolen
+            .structures()
+            .iter()
+            .map(|it| it.block().reserved("stolen-time"))
+            .collect()
+    }
+
+    /// What the host counted for each vCPU's thread, and what stands in guest memory, one right
+    /// after the other. The guest is left alone, so what is under way is in no account yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Accounts`] where a vCPU's thread has ended.
+    pub fn sample(&self) -> Result<TimeSample, Error> {
+        let state = self.lock();
+        let vcpus = state.vcpus.iter().enumerate().map(|(index, vcpu)| {
+            let sample = match vcpu.thread() {
+                Some(thread) => self.sample_thread(index, thread),
+                None => Ok(self.sample_structure(index)),
+            };
+            sample.map_err(|source| Error::Accounts { index, source })
+        });
+        let vcpus = vcpus.collect::<Result<_, _>>()?;
+        let elapsed_ns = clock::boottime_ns() - self.created_ns;
+        Ok(TimeSample { elapsed_ns, vcpus })
+    }
+
+    fn sample_thread(&self, index: usize, thread: Pid) -> Result<VcpuSample, thread_stat::Error> {
+        const TRIES: usize = 10;
+        let mut run_delay_before_ns = run_delay_ns(thread)?;
+        let mut tries = 0;
+        loop {
+            let sample = VcpuSample {
+                thread_id: Some(thread.as_raw_nonzero().get()),
+                run_delay_ns: run_delay_before_ns,
+                ..self.sample_structure(index)
+            };
+            let run_delay_after_ns = run_delay_ns(thread)?;
+            tries += 1;
+            // A wait that ended in between may be in one of the two figures and not in the other.
+            if run_delay_before_ns == run_delay_after_ns || tries == TRIES {
+                return Ok(VcpuSample {
+                    run_ns: run_ns(thread)?,
+                    ..sample
+                });
+            }
+            run_delay_before_ns = run_delay_after_ns;
+        }
+    }
+
+    fn sample_structure(&self, index: usize) -> VcpuSample {
+        VcpuSample {
+            index,
+            thread_id: None,
+            run_ns: 0,
+            run_delay_ns: 0,
+            stolen_time: self
+                .stolen
+                .structures()
+                .map(|structures| structures.load(index)),
+        }
+    }
+
+    /// Where each vCPU's physical time went since the VM was started first, up to now. A running
+    /// VM's vCPUs are taken out of the guest for it, for some ten microseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoThread`] for a VM that was not started, [`Error::Close`] and [`Error::Accounts`].
+    pub fn ledger(&self) -> Result<Vec<Accounts>, Error> {
+        let state = self.lock();
+        state.check_bound()?;
+        if let Some(cause) = state.timeline.stop_cause() {
+            return state.accounts(|account| account.up_to_now(cause));
+        }
+        self.closed_for.set(Cause::Operator);
+        self.gate.close(CLOSE_LIMIT)?;
+        let accounts = state.accounts(VcpuAccount::entered);
+        if state.timeline.is_running() {
+            self.gate.open();
+        }
+        accounts
+    }
+
+    /// Steps the timeline and carries out what that leads to.
+    fn step(&self, state: &mut State, event: Event<'_>) -> Result<Option<Adjustment>, Error> {
+        let now = clock::sample(self.frequency);
+        let step = state.timeline.step(now, event)?;
+        for action in step.actions.iter() {
+            self.carry_out(state, action)?;
+        }
+        state.timeline = step.timeline;
+        if let Some(adjustment) = step.adjustment {
+            self.records.push(Record::new(&adjustment, now.wall_ns));
+        }
+        Ok(step.adjustment)
+    }
+
+    /// Returns when every vCPU has a thread that waits at the gate, which was not opened yet.
+    fn check_threads(&self, state: &State) -> Result<(), Error> {
+        state.check_bound()?;
+        if !state.timeline.is_running() {
+            self.gate.close(CLOSE_LIMIT)?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why the gate is closed, for the accounts of those who wait there.
+#[derive(Debug, Default)]
+struct ClosedFor(AtomicUsize);
+
+impl ClosedFor {
+    fn set(&self, cause: Cause) {
+        let position = Cause::ALL.iter().position(|it| *it == cause);
+        self.0
+            .store(position.expect("every cause is listed"), Ordering::Release);
+    }
+
+    fn get(&self) -> Cause {
+        Cause::ALL[self.0.load(Ordering::Acquire)]
+    }
+}
+
+impl Drop for VmTime {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+impl State {
+    /// The vCPUs that have a thread.
+    fn bound(&mut self) -> impl Iterator<Item = (usize, &mut Bound)> {
+        self.vcpus
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(index, vcpu)| match vcpu {
+                Vcpu::Bound(bound) => Some((index, bound)),
+                Vcpu::New | Vcpu::Attached(_) => None,
+            })
+    }
+
+    fn check_bound(&self) -> Result<(), Error> {
+        match self.vcpus.iter().position(|vcpu| vcpu.thread().is_none()) {
+            Some(index) => Err(Error::NoThread { index }),
+            None => Ok(()),
+        }
+    }
+
+    fn accounts(
+        &self,
+        read: impl Fn(&VcpuAccount) -> Result<Accounts, AccountError>,
+    ) -> Result<Vec<Accounts>, Error> {
+        let accounts = self
+            .vcpus
+            .iter()
+            .enumerate()
+            .map(|(index, vcpu)| match vcpu {
+                Vcpu::Bound(bound) => {
+                    read(&bound.account).map_err(|source| Error::Account { index, source })
+                }
+                Vcpu::New | Vcpu::Attached(_) => Err(Error::NoThread { index }),
+            });
+        accounts.collect()
+    }
+}
+
+impl Vcpu {
+    fn thread(&self) -> Option<Pid> {
+        match self {
+            Self::Bound(bound) => Some(bound.account.thread()),
+            Self::New | Self::Attached(_) => None,
+        }
+    }
+}
+
+/// A VM's accounts at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct TimeSample {
+    /// Physical time since the VM's time was made, in ns; it runs through pauses and host sleep.
+    pub elapsed_ns: u64,
+    /// One for each vCPU, in order.
+    pub vcpus: Vec<VcpuSample>,
+}
+
+/// What the host counted for one vCPU's thread.
+#[derive(Clone, Debug, Serialize)]
+pub struct VcpuSample {
+    /// The vCPU's index.
+    pub index: usize,
+    /// Its thread, as `gettid` numbers it; absent before the thread bound itself.
+    pub thread_id: Option<i32>,
+    /// Time of the thread on a CPU, in ns.
+    pub run_ns: u64,
+    /// Time of the thread runnable without a CPU, in ns.
+    pub run_delay_ns: u64,
+    /// The structure in guest memory; absent where stolen time is off.
+    pub stolen_time: Option<StolenTimeSample>,
+}

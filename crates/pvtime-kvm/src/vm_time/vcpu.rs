@@ -1,0 +1,125 @@
+//! A vCPU's part of its VM's time.
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_ioctls::{Error as KvmError, VcpuExit, VcpuFd};
+use pvtime::host::hypercalls::{Answer, Effect, ExecutionState, Request};
+use rustix::thread::gettid;
+
+use super::account::VcpuAccount;
+use super::{Bound, Error, Vcpu, VmTime};
+use crate::gate::{Member, Passing};
+use crate::timers::{get, set};
+
+/// A vCPU that was attached and has no thread yet.
+#[derive(Debug)]
+#[must_use = "the thread that calls KVM_RUN binds itself through this"]
+pub struct VcpuTime {
+    time: Arc<VmTime>,
+    index: usize,
+}
+
+impl VcpuTime {
+    pub(super) fn new(time: &Arc<VmTime>, index: usize) -> Self {
+        Self {
+            time: Arc::clone(time),
+            index,
+        }
+    }
+
+    /// Makes the calling thread the one that runs this vCPU; its accounts are the vCPU's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Accounts`] where the kernel does not count.
+    ///
+    /// # Panics
+    ///
+    /// Never: a vCPU is attached once, and this takes what attaching gave.
+    pub fn bind_thread(self) -> Result<RunningVcpu, Error> {
+        let Self { time, index } = self;
+        let mut state = time.lock();
+        let slot = &mut state.vcpus[index];
+        let Vcpu::Attached(halt) = std::mem::replace(slot, Vcpu::New) else {
+            unreachable!("vCPU {index} was attached and not bound");
+        };
+        let account = VcpuAccount::of_this_thread(halt)
+            .map_err(|source| Error::Accounts { index, source })?;
+        let account = Arc::new(account);
+        *slot = Vcpu::Bound(Bound {
+            account: Arc::clone(&account),
+            asked: None,
+        });
+        drop(state);
+        time.stolen.bind(index, gettid())?;
+        let closed_for = Arc::clone(&time.closed_for);
+        let member = Member::join(&time.gate, index, move |passing| match passing {
+            Passing::Arrives => account.arrive(),
+            Passing::Leaves => account.leave(closed_for.get()),
+        });
+        Ok(RunningVcpu {
+            time,
+            index,
+            member,
+        })
+    }
+}
+
+/// A vCPU on its thread.
+#[derive(Debug)]
+pub struct RunningVcpu {
+    time: Arc<VmTime>,
+    index: usize,
+    member: Member<VcpuFd>,
+}
+
+impl RunningVcpu {
+    /// Enters the guest once, as `KVM_RUN` does, when the VM runs; waits while it does not. `None`
+    /// after [`VmTime::shut_down`].
+    ///
+    /// `KVM_RUN` returns `EINTR` when the VM is to stop: handle nothing and call again.
+    pub fn run<'a>(&self, vcpu: &'a mut VcpuFd) -> Option<Result<VcpuExit<'a>, KvmError>> {
+        self.member.enter(vcpu, VcpuFd::run)
+    }
+
+    /// Answers a call that KVM handed over (`KVM_EXIT_HYPERCALL`): whatever was forwarded by
+    /// filters of [`VmTime`] and anything else, to which the answer is "not supported".
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Registers`] and [`Error::Publish`].
+    pub fn hypercall(&self, vcpu: &VcpuFd) -> Result<(), Error> {
+        let index = self.index;
+        let registers = |source| Error::Registers { index, source };
+        let request = read_request(vcpu).map_err(registers)?;
+        let Answer { results, effect } = self.time.stolen.services(index).answer(request);
+        match effect {
+            Some(Effect::RestartStolenTime) => self.time.stolen.restart(index)?,
+            Some(Effect::LivePhysicalTimeFound) | None => {}
+        }
+        for (register, result) in results.into_iter().enumerate() {
+            set(vcpu, x(register), result.0).map_err(registers)?;
+        }
+        Ok(())
+    }
+}
+
+/// The id of a general-purpose register.
+const fn x(number: usize) -> u64 {
+    0x6030_0000_0010_0000 + 2 * number as u64
+}
+
+fn read_request(vcpu: &VcpuFd) -> io::Result<Request> {
+    const PSTATE: u64 = x(33);
+    const PSTATE_NRW: u64 = 1 << 4;
+    let state = match get(vcpu, PSTATE)? & PSTATE_NRW {
+        0 => ExecutionState::AArch64,
+        _ => ExecutionState::AArch32,
+    };
+    Ok(Request::from_registers(
+        state,
+        get(vcpu, x(0))?,
+        get(vcpu, x(1))?,
+    ))
+}

@@ -1,0 +1,8 @@
+//! `pvtime-kvm` against real KVM.
+//!
+//! Runs on arm64 hosts with KVM; `cargo xtask test` runs it on an emulated one.
+#![cfg(target_arch = "aarch64")]
+
+mod counters;
+mod machine;
+mod stolen_time;

@@ -1,0 +1,513 @@
+//! A VM's time as a state machine: its counters, their offset, its pauses.
+//!
+//! [`Timeline::step`] is a pure function. A sample of the host's clocks and an event go in; a new
+//! timeline, [`Actions`] to carry out and an [`Adjustment`] to show the operator come out. An
+//! error leaves everything as it was. The timeline is plain data: copy it, compare it, save it.
+//!
+//! ```text
+//!             Start                Pause, GuestSuspend
+//!   created ─────────────> running ─────────────────> stopped ──> save
+//!      │                   ↑     ↑ Observe, Slept        ↑  │
+//!      │                   └─────┴─── Resume ────────────┼──┘
+//!      └───────────────────────── Restore ───────────────┘
+//! ```
+//!
+//! # What the guest's counter becomes
+//!
+//! | Event | freeze | advance |
+//! |---|---|---|
+//! | resume on the same host | its count at the stop | as if it had never stopped |
+//! | resume on another host | its count at the stop | that, and the wall-clock time on the way, rounded down |
+//! | resume at another frequency | the count nearest to live physical time | refused |
+//! | sleep of the host while it ran | what certainly passed asleep is taken out | unchanged |
+//!
+//! A counter that restarted, or stood still while the host slept, is known from
+//! the host's other clocks, and the guest's count is kept right without it. After a restart *under*
+//! a running VM the count since the last [`Event::Observe`] is known from `CLOCK_MONOTONIC_RAW`
+//! alone, and rounded up by its possible drift so that it never goes back.
+//!
+//! ```
+//! use pvtime::host::timeline::{Action, Config, Event, HostSample, Timeline, WallStandard};
+//! use pvtime::host::{Cause, CounterOffset, HostCount};
+//! use pvtime::scale::Frequency;
+//!
+//! // A host with a counter of 1 MHz, at some time after its start.
+//! let at = |us: u64| HostSample {
+//!     counter: HostCount(us),
+//!     frequency: Frequency::from_hz(1_000_000).unwrap(),
+//!     wall_ns: 1_700_000_000_000_000_000 + us * 1_000,
+//!     wall_standard: WallStandard::Tai,
+//!     wall_error_ns: 10_000,
+//!     boottime_ns: us * 1_000,
+//!     monotonic_ns: us * 1_000,
+//!     monotonic_raw_ns: us * 1_000,
+//!     span_ns: 100,
+//! };
+//! let vm = Timeline::new(Config::default())?;
+//! let vm = vm.step(at(5_000_000), Event::Start)?.timeline;
+//! let vm = vm.step(at(7_000_000), Event::Pause(Cause::Operator))?.timeline;
+//! let resumed = vm.step(at(10_000_000), Event::Resume)?;
+//!
+//! // Three seconds that the guest's counter does not show.
+//! let offset = CounterOffset(8_000_000);
+//! assert!(resumed.actions.iter().eq([Action::SetCounterOffset(offset)]));
+//! assert_eq!(resumed.adjustment.unwrap().hidden_ns, 3_000_000_000);
+//! # Ok::<(), pvtime::host::timeline::TimelineError>(())
+//! ```
+
+mod config;
+mod error;
+mod record;
+mod resume;
+mod sample;
+mod sleep;
+
+#[cfg(test)]
+mod histories;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod world;
+
+pub use config::{Config, CounterScope, NegativeElapsed, Policies, Policy, StallPolicy};
+pub use error::TimelineError;
+pub use record::{
+    Action, Actions, Adjustment, Event, EventKind, Evidence, Gap, GapSource, LiveReading, Reading,
+};
+pub use sample::{HostSample, WallStandard};
+
+use super::live::LiveState;
+use super::saved::{SavedVm, Sequences};
+use super::{Cause, CounterOffset, GuestCount, PausedNs};
+use crate::abi::live_physical_time::LivePhysicalTime;
+use crate::abi::paused_time::{Pause, PausedTime};
+use crate::scale::Frequency;
+use sample::CounterRun;
+
+/// A sleep of the host shorter than this is left in the guest's counters.
+pub const SLEEP_THRESHOLD_NS: u64 = 1_000_000;
+
+/// One VM's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeline {
+    config: Config,
+    phase: Phase,
+    live: Option<LiveState>,
+    paused: PausedNs,
+    paused_time: Option<PausedTime>,
+}
+
+/// What a VM does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It was not started or restored yet.
+    Created,
+    /// It runs.
+    Running {
+        /// The last sample that was taken of the clocks.
+        last: HostSample,
+        /// The offset in force.
+        offset: CounterOffset,
+    },
+    /// It does not.
+    Stopped(Stop),
+}
+
+/// How a VM stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stop {
+    /// The clocks when no vCPU was in the guest any more; of another host if `elsewhere`.
+    sample: HostSample,
+    /// The guest's counter then.
+    count: GuestCount,
+    cause: Cause,
+    /// The guest suspended itself.
+    by_guest: bool,
+    /// It stopped on another host, or in another life of this one.
+    elsewhere: bool,
+}
+
+/// What a step leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The VM's time after the event.
+    pub timeline: Timeline,
+    /// What to do.
+    pub actions: Actions,
+    /// What to show the operator; `None` for an event that intervenes in nothing.
+    pub adjustment: Option<Adjustment>,
+}
+
+impl Timeline {
+    /// The time of a VM that does not run yet.
+    ///
+    /// # Errors
+    ///
+    /// [`TimelineError::LiveWithAdvance`], [`TimelineError::LiveWithNested`],
+    /// [`TimelineError::LiveWithVirtualOnly`], and a PV frequency that does not fit 32 bits.
+    pub fn new(config: Config) -> Result<Self, TimelineError> {
+        config.check()?;
+        Ok(Self {
+            config,
+            phase: Phase::Created,
+            live: None,
+            paused: PausedNs::default(),
+            paused_time: config.paused_time.then(PausedTime::default),
+        })
+    }
+
+    /// What becomes of the VM's time when `event` happens `now`.
+    ///
+    /// # Errors
+    ///
+    /// [`TimelineError`]; the timeline that was stepped is still the right one.
+    pub fn step(self, now: HostSample, event: Event<'_>) -> Result<Step, TimelineError> {
+        match (event, self.phase) {
+            (Event::Start, Phase::Created) => self.start(&now),
+            (Event::Restore { saved, cause }, Phase::Created) => self.restore(&now, saved, cause),
+            (Event::Observe, Phase::Running { last, offset }) => self.observe(&now, &last, offset),
+            (Event::Pause(cause), Phase::Running { last, offset }) => {
+                self.stop(&now, &last, offset, cause, EventKind::Pause)
+            }
+            (Event::GuestSuspend, Phase::Running { .. }) if self.live.is_some() => {
+                Err(TimelineError::LiveWithGuestSuspend)
+            }
+            (Event::GuestSuspend, Phase::Running { last, offset }) => self.stop(
+                &now,
+                &last,
+                offset,
+                Cause::HostSuspend,
+                EventKind::GuestSuspend,
+            ),
+            (Event::Slept(evidence), Phase::Running { last, offset }) => {
+                self.slept(&now, &last, offset, evidence)
+            }
+            (Event::Resume, Phase::Stopped(stop)) => self.resume(&now, &stop),
+            (Event::LivePhysicalTimeFound, Phase::Running { .. }) => Ok(self.found(true)),
+            (Event::GuestReset, Phase::Running { .. } | Phase::Stopped(_)) => Ok(self.found(false)),
+            (event, phase) => Err(TimelineError::OutOfOrder {
+                event: event.kind().verb(),
+                phase: phase.describe(),
+            }),
+        }
+    }
+
+    /// The state of a stopped VM, for another VMM or another time.
+    ///
+    /// `sequences` are those of the structures' writers, so that a guest that was stopped while it
+    /// read a structure notices that it was published anew.
+    ///
+    /// # Errors
+    ///
+    /// [`TimelineError::OutOfOrder`] for a VM that is not stopped.
+    pub fn save(&self, sequences: Sequences) -> Result<SavedVm, TimelineError> {
+        let Phase::Stopped(stop) = self.phase else {
+            let phase = self.phase.describe();
+            return Err(TimelineError::OutOfOrder {
+                event: "be saved",
+                phase,
+            });
+        };
+        Ok(SavedVm {
+            sample: stop.sample,
+            count: stop.count,
+            cause: stop.cause,
+            counters: self.config.counters,
+            live: self.live.map(|live| live.parts()),
+            paused: self.paused,
+            paused_time: self.paused_time,
+            sequences,
+        })
+    }
+
+    /// Whether the VM could go on at a host whose counter runs at `host`; to be asked before
+    /// anything is moved.
+    ///
+    /// # Errors
+    ///
+    /// [`TimelineError::FrequencyDiffers`], and a rate that the structure cannot hold.
+    pub fn admits(&self, host: Frequency) -> Result<(), TimelineError> {
+        let vm = match self.phase {
+            Phase::Created => return Ok(()),
+            Phase::Running { last, .. } => last.frequency,
+            Phase::Stopped(stop) => stop.sample.frequency,
+        };
+        if vm == host {
+            return Ok(());
+        }
+        match self.live {
+            Some(live) if live.is_found() => {
+                LivePhysicalTime::between(host, live.pv())?;
+                Ok(())
+            }
+            live => Err(TimelineError::FrequencyDiffers {
+                vm,
+                host,
+                has_live: live.is_some(),
+            }),
+        }
+    }
+
+    /// Nanoseconds that the host slept since the last sample of a running VM: time to stop its
+    /// vCPUs and step with [`Event::Slept`]. `None` if it did not, for
+    /// [`SLEEP_THRESHOLD_NS`] or more beyond the samples' error.
+    #[must_use]
+    pub fn slept_ns(&self, now: &HostSample) -> Option<i128> {
+        let Phase::Running { last, .. } = self.phase else {
+            return None;
+        };
+        let slept_ns = now.slept_ns_since(&last);
+        let noise_ns = now.spans_ns(&last).saturating_add(SLEEP_THRESHOLD_NS);
+        (slept_ns >= i128::from(noise_ns)).then_some(slept_ns)
+    }
+
+    /// Whether the VM runs.
+    #[must_use]
+    pub const fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::Running { .. })
+    }
+
+    /// The offset in force; `None` for a VM that does not run.
+    #[must_use]
+    pub const fn offset(&self) -> Option<CounterOffset> {
+        match self.phase {
+            Phase::Running { offset, .. } => Some(offset),
+            Phase::Created | Phase::Stopped(_) => None,
+        }
+    }
+
+    /// The guest's counter at the stop; `None` for a VM that is not stopped.
+    #[must_use]
+    pub const fn stopped_at(&self) -> Option<GuestCount> {
+        match self.phase {
+            Phase::Stopped(stop) => Some(stop.count),
+            Phase::Created | Phase::Running { .. } => None,
+        }
+    }
+
+    /// Why a VM is stopped; `None` for one that is not.
+    #[must_use]
+    pub const fn stop_cause(&self) -> Option<Cause> {
+        match self.phase {
+            Phase::Stopped(stop) => Some(stop.cause),
+            Phase::Created | Phase::Running { .. } => None,
+        }
+    }
+
+    /// Live physical time, once a VM that has it was started.
+    #[must_use]
+    pub const fn live(&self) -> Option<&LiveState> {
+        self.live.as_ref()
+    }
+
+    /// Physical time in which the VM was stopped, whatever its counters showed.
+    #[must_use]
+    pub const fn paused(&self) -> PausedNs {
+        self.paused
+    }
+
+    /// What the guest is told of its pauses, if it is.
+    #[must_use]
+    pub const fn paused_time(&self) -> Option<&PausedTime> {
+        self.paused_time.as_ref()
+    }
+
+    /// What was decided about the VM's time.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn start(mut self, now: &HostSample) -> Result<Step, TimelineError> {
+        let pv = self.config.live_physical_time;
+        self.live = pv
+            .map(|pv| LiveState::start(now.frequency, pv))
+            .transpose()?;
+        let count = GuestCount(0);
+        let reading = Reading::new(now, count);
+        self.phase = Phase::Running {
+            last: *now,
+            offset: reading.offset,
+        };
+        let actions = Actions {
+            counter_offset: Some(reading.offset),
+            live_physical_time: self.live.map(|live| *live.mapping()),
+            paused_time: self.paused_time.map(|value| (value, false)),
+            ..Actions::default()
+        };
+        let before = Reading {
+            offset: CounterOffset::default(),
+            guest: GuestCount(now.counter.0),
+            ..reading
+        };
+        let adjustment = Adjustment {
+            before,
+            ..self.record(EventKind::Start, reading)?
+        };
+        Ok(Step {
+            timeline: self,
+            actions,
+            adjustment: Some(adjustment),
+        })
+    }
+
+    fn observe(
+        mut self,
+        now: &HostSample,
+        last: &HostSample,
+        offset: CounterOffset,
+    ) -> Result<Step, TimelineError> {
+        self.check_running(now, last, offset)?;
+        self.phase = Phase::Running { last: *now, offset };
+        Ok(self.unchanged())
+    }
+
+    fn stop(
+        mut self,
+        now: &HostSample,
+        last: &HostSample,
+        offset: CounterOffset,
+        cause: Cause,
+        event: EventKind,
+    ) -> Result<Step, TimelineError> {
+        self.check_running(now, last, offset)?;
+        let count = now.counter.to_guest(offset);
+        self.live = self.live.map(|live| live.stopped_at(count)).transpose()?;
+        let by_guest = event == EventKind::GuestSuspend;
+        let stop = Stop {
+            sample: *now,
+            count,
+            cause,
+            by_guest,
+            elsewhere: false,
+        };
+        self.phase = Phase::Stopped(stop);
+        let record = self.record(event, Reading::new(now, count))?;
+        let adjustment = Adjustment {
+            cause: Some(cause),
+            ..record
+        };
+        Ok(Step {
+            adjustment: Some(adjustment),
+            ..self.unchanged()
+        })
+    }
+
+    fn found(mut self, found: bool) -> Step {
+        if let Some(live) = &mut self.live {
+            live.set_found(found);
+        }
+        self.unchanged()
+    }
+
+    fn unchanged(self) -> Step {
+        Step {
+            timeline: self,
+            actions: Actions::default(),
+            adjustment: None,
+        }
+    }
+
+    /// A record of an event that leaves the counters as `reading` has them.
+    fn record(&self, event: EventKind, reading: Reading) -> Result<Adjustment, TimelineError> {
+        let live = self
+            .live
+            .map(|live| live_reading(&live, reading, &live, reading));
+        Ok(Adjustment {
+            event,
+            cause: None,
+            policy: None,
+            gap: None,
+            hidden_ns: 0,
+            clamped: false,
+            before: reading,
+            after: reading,
+            live: live.transpose()?,
+        })
+    }
+
+    /// Refuses a sample that says that something happened to a running VM's clocks.
+    fn check_running(
+        &self,
+        now: &HostSample,
+        last: &HostSample,
+        offset: CounterOffset,
+    ) -> Result<(), TimelineError> {
+        check_same_host(now, last)?;
+        let freezes = self.config.policies.suspend == Policy::Freeze;
+        if let (true, Some(slept_ns)) = (freezes, self.slept_ns(now)) {
+            return Err(TimelineError::UnhandledSleep { slept_ns });
+        }
+        let run = now.counter_since(last);
+        let ticks = now.counter.since(last.counter);
+        if run == CounterRun::Restarted || (run == CounterRun::AwakeOnly && !freezes) {
+            let boottime_ns = now.boottime_ns - last.boottime_ns;
+            return Err(TimelineError::UnhandledRestart { ticks, boottime_ns });
+        }
+        let count = last.counter.to_guest(offset);
+        match count.0.checked_add(ticks) {
+            Some(_) => Ok(()),
+            None => Err(TimelineError::CounterTooLarge { count, ticks }),
+        }
+    }
+
+    /// Adds a pause to what is known of them, and to what the guest is told.
+    fn add_pause(
+        &mut self,
+        cause: Cause,
+        gap: &Gap,
+        policy: Policy,
+        hidden_ns: u64,
+        count: GuestCount,
+    ) -> Result<(), TimelineError> {
+        let physical_ns = gap.length_ns()?;
+        let too_long = TimelineError::PausedTooLong { more_ns: gap.ns };
+        self.paused = self.paused.plus(cause, physical_ns).ok_or(too_long)?;
+        if let Some(told) = &mut self.paused_time {
+            told.paused_ns = told.paused_ns.checked_add(hidden_ns).ok_or(too_long)?;
+            told.events = told.events.checked_add(1).ok_or(too_long)?;
+            told.last = Pause {
+                frozen: policy == Policy::Freeze,
+                physical_ns,
+                error_ns: gap.error_ns,
+                counter: count.0,
+                cause: cause.into(),
+            };
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a sample of a running VM's host that is of another host, or of before.
+fn check_same_host(now: &HostSample, last: &HostSample) -> Result<(), TimelineError> {
+    now.check_after(last)?;
+    if now.frequency != last.frequency {
+        let (before, now) = (last.frequency, now.frequency);
+        return Err(TimelineError::FrequencyChanged { before, now });
+    }
+    Ok(())
+}
+
+fn live_reading(
+    before: &LiveState,
+    from: Reading,
+    after: &LiveState,
+    to: Reading,
+) -> Result<LiveReading, TimelineError> {
+    Ok(LiveReading {
+        pv_before: before.pv_at(from.guest)?,
+        pv_after: after.pv_at(to.guest)?,
+        distance: after.distance_at(to.guest)?,
+        hold_ticks: after.hold_ticks(to.guest)?,
+    })
+}
+
+impl Phase {
+    const fn describe(&self) -> &'static str {
+        match self {
+            Self::Created => "was not started yet",
+            Self::Running { .. } => "runs",
+            Self::Stopped(_) => "is stopped",
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The host slept, or the VMM stalled, while the VM ran and nobody had paused it.
+
+use super::sample::{CounterRun, DRIFT};
+use super::{
+    Actions, Adjustment, EventKind, Evidence, Gap, GapSource, HostSample, Phase, Policy, Reading,
+    StallPolicy, Step, Timeline, TimelineError, check_same_host, live_reading,
+};
+use crate::host::{Cause, CounterOffset, GuestCount};
+use crate::scale::Rounding;
+
+/// What is known of a sleep.
+struct Sleep {
+    gap: Gap,
+    /// What of it no vCPU can have run.
+    certain_ns: u64,
+    policy: Policy,
+    /// Whether it counts as a pause of the VM.
+    counts: bool,
+}
+
+impl Timeline {
+    pub(super) fn slept(
+        mut self,
+        now: &HostSample,
+        last: &HostSample,
+        offset: CounterOffset,
+        evidence: Evidence,
+    ) -> Result<Step, TimelineError> {
+        check_same_host(now, last)?;
+        let run = now.counter_since(last);
+        let sleep = self.sleep(now, last, run, evidence)?;
+        if sleep.certain_ns == 0 && run != CounterRun::Restarted {
+            self.phase = Phase::Running { last: *now, offset };
+            return Ok(self.unchanged());
+        }
+        let count = guest_count(now, last, offset, run, &sleep)?;
+        let hidden_ns = if sleep.policy == Policy::Freeze {
+            sleep.certain_ns
+        } else {
+            0
+        };
+        let cause = Cause::HostSuspend;
+        if sleep.counts {
+            self.add_pause(cause, &sleep.gap, sleep.policy, hidden_ns, count)?;
+        }
+        // Before, as the guest would read it now, had nothing been done.
+        let before = Reading {
+            guest: now.counter.to_guest(offset),
+            offset,
+            ..Reading::new(now, count)
+        };
+        let after = Reading::new(now, count);
+        let live = self
+            .live
+            .map(|live| live_reading(&live, after, &live, after))
+            .transpose()?;
+        self.phase = Phase::Running {
+            last: *now,
+            offset: after.offset,
+        };
+        let hold_ticks = live.map_or(0, |live| live.hold_ticks);
+        let actions = Actions {
+            counter_offset: (before.offset != after.offset).then_some(after.offset),
+            paused_time: self
+                .paused_time
+                .filter(|_| sleep.counts)
+                .map(|value| (value, true)),
+            hold_until: (hold_ticks > 0).then(|| now.counter.after(hold_ticks)),
+            ..Actions::default()
+        };
+        let adjustment = Adjustment {
+            event: EventKind::Slept,
+            cause: Some(cause),
+            policy: Some(sleep.policy),
+            gap: Some(sleep.gap),
+            hidden_ns,
+            clamped: false,
+            before,
+            after,
+            live,
+        };
+        Ok(Step {
+            timeline: self,
+            actions,
+            adjustment: Some(adjustment),
+        })
+    }
+
+    fn sleep(
+        &self,
+        now: &HostSample,
+        last: &HostSample,
+        run: CounterRun,
+        evidence: Evidence,
+    ) -> Result<Sleep, TimelineError> {
+        match evidence {
+            Evidence::Clocks { error_ns } => {
+                let ns = now.slept_ns_since(last);
+                let error_ns = now.spans_ns(last).saturating_add(error_ns);
+                // A sleep that the counter cannot tell from its own drift is none for certain.
+                let told = ns.unsigned_abs() > now.noise_ns(last);
+                let certain_ns = if told { ns - i128::from(error_ns) } else { 0 };
+                let certain_ns = u64::try_from(certain_ns.max(0))
+                    .map_err(|_| TimelineError::PausedTooLong { more_ns: ns })?;
+                let gap = Gap {
+                    ns,
+                    error_ns,
+                    source: GapSource::SleepClocks,
+                };
+                let policy = self.config.policies.suspend;
+                Ok(Sleep {
+                    gap,
+                    certain_ns,
+                    policy,
+                    counts: true,
+                })
+            }
+            Evidence::Stall {
+                certain_ns,
+                possible_ns,
+            } => {
+                let error_ns =
+                    possible_ns
+                        .checked_sub(certain_ns)
+                        .ok_or(TimelineError::StallBounds {
+                            certain_ns,
+                            possible_ns,
+                        })?;
+                if run != CounterRun::Through {
+                    let ticks = now.counter.since(last.counter);
+                    let boottime_ns = now.boottime_ns - last.boottime_ns;
+                    return Err(TimelineError::UnhandledRestart { ticks, boottime_ns });
+                }
+                let ns = certain_ns.into();
+                let gap = Gap {
+                    ns,
+                    error_ns,
+                    source: GapSource::Inferred,
+                };
+                let counts = self.config.policies.stall == StallPolicy::Freeze;
+                let policy = if counts {
+                    Policy::Freeze
+                } else {
+                    Policy::Advance
+                };
+                Ok(Sleep {
+                    gap,
+                    certain_ns,
+                    policy,
+                    counts,
+                })
+            }
+        }
+    }
+}
+
+/// The guest's counter after a sleep: never below what it showed at the last sample.
+fn guest_count(
+    now: &HostSample,
+    last: &HostSample,
+    offset: CounterOffset,
+    run: CounterRun,
+    sleep: &Sleep,
+) -> Result<GuestCount, TimelineError> {
+    let frequency = now.frequency;
+    let shown = last.counter.to_guest(offset);
+    let ticks = match (run, sleep.policy) {
+        (CounterRun::Through, Policy::Freeze) => {
+            let passed = now.counter.since(last.counter);
+            let hidden = frequency.ns_to_ticks(sleep.certain_ns, Rounding::Down)?;
+            passed
+                .checked_sub(hidden)
+                .ok_or(TimelineError::SleepTooLong {
+                    hidden_ns: sleep.certain_ns,
+                    now: now.counter.to_guest(offset),
+                    last: shown,
+                })?
+        }
+        (CounterRun::Through, Policy::Advance) | (CounterRun::AwakeOnly, Policy::Freeze) => {
+            now.counter.since(last.counter)
+        }
+        (CounterRun::AwakeOnly, Policy::Advance) => {
+            let slept = frequency.ns_to_ticks(sleep.certain_ns, Rounding::Down)?;
+            now.counter.since(last.counter).saturating_add(slept)
+        }
+        (CounterRun::Restarted, policy) => {
+            let awake_ns = now.monotonic_raw_ns - last.monotonic_raw_ns;
+            // At least what the guest can have seen.
+            let least_ns = awake_ns
+                .saturating_add(awake_ns.div_ceil(DRIFT))
+                .saturating_add(now.spans_ns(last));
+            let passed_ns = match policy {
+                Policy::Freeze => least_ns,
+                Policy::Advance => least_ns.saturating_add(sleep.certain_ns),
+            };
+            frequency
+                .ns_to_ticks(passed_ns, Rounding::Up)?
+                .saturating_add(1)
+        }
+    };
+    let count = shown.0.checked_add(ticks).map(GuestCount);
+    count.ok_or(TimelineError::CounterTooLarge {
+        count: shown,
+        ticks,
+    })
+}

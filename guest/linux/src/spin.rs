@@ -1,0 +1,170 @@
+//! What a CPU that reads its counter without end finds out: gaps, and steps backwards.
+
+use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use guest_protocol::report::Spin;
+
+use crate::counter;
+
+/// The highest count that any spinning CPU has read.
+#[derive(Debug, Default)]
+pub struct Highest(AtomicU64);
+
+impl Highest {
+    /// Reads the counter once and enters it in the account.
+    ///
+    /// What other CPUs had read is loaded before the counter is, and `counter::read` waits for
+    /// that load: a lower count is then a step backwards, however the two CPUs raced.
+    pub fn read_into(&self, account: &mut Account) {
+        // Pairs with the release below: a count is seen here only after it was read there.
+        let seen = self.0.load(Ordering::Acquire);
+        let count = counter::read();
+        account.enter(count, seen);
+        self.0.fetch_max(count, Ordering::Release);
+    }
+}
+
+/// One CPU's reads since its last report.
+#[derive(Debug)]
+pub struct Account {
+    /// The last read, kept from one report to the next so that no gap falls between two.
+    previous: Option<u64>,
+    report: Spin,
+}
+
+impl Account {
+    /// An account with no reads.
+    pub fn new(cpu: u32) -> Self {
+        Self {
+            previous: None,
+            report: Spin {
+                cpu,
+                ..Spin::default()
+            },
+        }
+    }
+
+    /// Enters one read; `seen` is the highest count that was known when it began.
+    fn enter(&mut self, count: u64, seen: u64) {
+        let report = &mut self.report;
+        if report.reads == 0 {
+            report.first_counter = count;
+        }
+        report.reads += 1;
+        report.last_counter = count;
+        let previous = self.previous.replace(count).unwrap_or(count);
+        match count.checked_sub(previous) {
+            Some(gap) if gap > report.largest_gap_ticks => {
+                report.largest_gap_ticks = gap;
+                report.largest_gap_start = previous;
+            }
+            Some(_) => {}
+            None => {
+                report.backwards_steps += 1;
+                report.largest_backwards_ticks =
+                    report.largest_backwards_ticks.max(previous - count);
+            }
+        }
+        if count < seen {
+            report.cross_backwards_steps += 1;
+            report.largest_cross_backwards_ticks =
+                report.largest_cross_backwards_ticks.max(seen - count);
+        }
+    }
+
+    /// The report so far; the account starts afresh.
+    pub fn take(&mut self) -> Spin {
+        let cpu = self.report.cpu;
+        mem::replace(
+            &mut self.report,
+            Spin {
+                cpu,
+                ..Spin::default()
+            },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn largest_gap_is_kept_with_where_it_began() {
+        let mut account = Account::new(3);
+        for count in [100, 110, 150, 155, 190] {
+            account.enter(count, 0);
+        }
+        let expected = Spin {
+            cpu: 3,
+            reads: 5,
+            first_counter: 100,
+            last_counter: 190,
+            largest_gap_ticks: 40,
+            largest_gap_start: 110,
+            ..Spin::default()
+        };
+        assert_eq!(account.take(), expected);
+    }
+
+    #[test]
+    fn no_gap_falls_between_two_reports() {
+        let mut account = Account::new(0);
+        account.enter(100, 0);
+        let first = account.take();
+        assert_eq!((first.reads, first.largest_gap_ticks), (1, 0));
+        assert_eq!(
+            account.take(),
+            Spin::default(),
+            "nothing was read meanwhile"
+        );
+        account.enter(1100, 100);
+        account.enter(1101, 1100);
+        let second = account.take();
+        assert_eq!((second.reads, second.first_counter), (2, 1100));
+        assert_eq!(
+            (second.largest_gap_start, second.largest_gap_ticks),
+            (100, 1000)
+        );
+    }
+
+    #[test]
+    fn steps_backwards_are_told_from_those_across_cpus() {
+        let mut account = Account::new(0);
+        account.enter(100, 0);
+        account.enter(100, 100);
+        // Another CPU was ahead, by 7 and by 2.
+        account.enter(103, 110);
+        account.enter(110, 112);
+        // This CPU itself went back, by 1 and by 60.
+        account.enter(109, 109);
+        account.enter(49, 0);
+        let report = account.take();
+        assert_eq!(
+            (
+                report.cross_backwards_steps,
+                report.largest_cross_backwards_ticks
+            ),
+            (2, 7)
+        );
+        assert_eq!(
+            (report.backwards_steps, report.largest_backwards_ticks),
+            (2, 60)
+        );
+        assert_eq!((report.reads, report.largest_gap_ticks), (6, 7));
+    }
+
+    #[test]
+    fn a_cpu_sees_what_another_read() {
+        let highest = Highest::default();
+        let (mut one, mut other) = (Account::new(0), Account::new(1));
+        highest.read_into(&mut one);
+        let read = one.take().last_counter;
+        assert_eq!(highest.0.load(Ordering::Relaxed), read);
+        // A count that this machine will not reach: every read is now below it.
+        highest.0.store(u64::MAX, Ordering::Relaxed);
+        highest.read_into(&mut other);
+        assert_eq!(other.take().cross_backwards_steps, 1);
+    }
+}

@@ -1,0 +1,223 @@
+//! What a guest tells its runner.
+
+use heapless::{String, Vec};
+use serde::{Deserialize, Serialize};
+
+use crate::MAX_CPUS;
+use crate::request::Workload;
+use crate::wire::{self, EmitError, Head, ParseError};
+
+/// One report, and the number of the request that it answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The request's `id`; none for what the guest sends by itself.
+    pub answers: Option<u32>,
+    /// What it says.
+    pub body: Body,
+}
+
+/// What a report says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is no allocator to box a sample with"
+)]
+pub enum Body {
+    /// Who is there: the first report after every start of the program.
+    Hello(Hello),
+    /// The guest's clocks at one moment.
+    Sample(Sample),
+    /// What one spinning CPU saw of its counter.
+    Spin(Spin),
+    /// The request was carried out.
+    Done,
+    /// Something was refused or failed.
+    Error(Error),
+    /// The last report: the machine stops now.
+    Bye(Bye),
+}
+
+/// Who is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`](crate::VERSION) of the sender.
+    pub protocol: u16,
+    /// Which program it is.
+    pub program: Program,
+    /// What it runs on, for people: the kernel and its release.
+    pub system: String<96>,
+    /// CPUs that may ever come online.
+    pub cpus_possible: u32,
+    /// CPUs online now.
+    pub cpus_online: u32,
+    /// Rate of the counter, as the guest reads it (`CNTFRQ_EL0`).
+    pub counter_frequency_hz: u64,
+    /// Step in which `steal_ns` moves: the guest's own accounting rounds down to it.
+    pub steal_unit_ns: u64,
+    /// Milliseconds between samples; 0 if they are taken on request only.
+    pub sample_period_ms: u32,
+    /// What each CPU does, by CPU number.
+    pub workloads: Vec<Workload, MAX_CPUS>,
+}
+
+/// The program that reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    /// The init program of a Linux guest.
+    Linux,
+    /// The bare-metal guest.
+    El1,
+}
+
+/// The guest's clocks at one moment, all read on one CPU between two reads of the counter.
+///
+/// The four clocks are `clock_gettime` of the clock named, in nanoseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Counts samples from 0: a hole is a lost report.
+    pub sequence: u64,
+    /// The CPU that took it.
+    pub cpu: u32,
+    /// Virtual counter before the clocks were read, in ticks.
+    pub counter_before: u64,
+    /// `CLOCK_MONOTONIC`.
+    pub monotonic_ns: u64,
+    /// `CLOCK_MONOTONIC_RAW`.
+    pub monotonic_raw_ns: u64,
+    /// `CLOCK_BOOTTIME`.
+    pub boottime_ns: u64,
+    /// `CLOCK_REALTIME`.
+    pub realtime_ns: u64,
+    /// Virtual counter after the clocks were read, in ticks.
+    pub counter_after: u64,
+    /// Stolen time by CPU number, as the guest accounts for it; none where the CPU is offline.
+    pub steal_ns: Vec<Option<u64>, MAX_CPUS>,
+}
+
+impl Sample {
+    /// Ticks within which every clock was read: the uncertainty of one against another.
+    #[must_use]
+    pub const fn window_ticks(&self) -> u64 {
+        self.counter_after.wrapping_sub(self.counter_before)
+    }
+}
+
+/// What one spinning CPU saw of its counter since the last such report.
+///
+/// Account is kept without a break from one report to the next: the first gap of a report begins
+/// at the last read of the one before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spin {
+    /// The CPU.
+    pub cpu: u32,
+    /// Reads of the counter. With 0, the fields below are 0 too.
+    pub reads: u64,
+    /// The counter at the first read.
+    pub first_counter: u64,
+    /// The counter at the last read.
+    pub last_counter: u64,
+    /// Largest step from one read to the next, in ticks.
+    pub largest_gap_ticks: u64,
+    /// The counter where that step began.
+    pub largest_gap_start: u64,
+    /// Reads that were below the one before on the same CPU.
+    pub backwards_steps: u64,
+    /// The largest of these steps, in ticks.
+    pub largest_backwards_ticks: u64,
+    /// Reads that were below a value which any spinning CPU had read before.
+    pub cross_backwards_steps: u64,
+    /// The largest of these steps, in ticks.
+    pub largest_cross_backwards_ticks: u64,
+}
+
+/// Something was refused or failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Error {
+    /// What kind of trouble.
+    pub kind: ErrorKind,
+    /// One sentence that says what happened and what to do.
+    pub message: String<256>,
+}
+
+/// What kind of trouble an error report is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// A line that could not be read.
+    Malformed,
+    /// A request of a type that this guest does not know.
+    UnknownType,
+    /// A request that was understood and cannot be carried out.
+    Refused,
+    /// The guest's own failure.
+    Failed,
+}
+
+/// The last report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bye {
+    /// Why the machine stops.
+    pub reason: ByeReason,
+}
+
+/// Why a guest's machine stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ByeReason {
+    /// It was asked to power off.
+    PowerOff,
+    /// It was asked to reset.
+    Reset,
+    /// It cannot go on and powers off; an error report came before.
+    Failed,
+}
+
+impl Report {
+    /// A report that the guest sends by itself.
+    #[must_use]
+    pub const fn new(body: Body) -> Self {
+        Self {
+            answers: None,
+            body,
+        }
+    }
+
+    /// Writes the report as a line with its newline, and returns its length in bytes.
+    ///
+    /// # Errors
+    /// [`EmitError`] if `buffer` is too short; [`MAX_LINE`](crate::MAX_LINE) bytes are enough.
+    pub fn emit(&self, buffer: &mut [u8]) -> Result<usize, EmitError> {
+        let id = wire::Id::Answer(self.answers);
+        match &self.body {
+            Body::Hello(body) => wire::emit("hello", id, Some(body), buffer),
+            Body::Sample(body) => wire::emit("sample", id, Some(body), buffer),
+            Body::Spin(body) => wire::emit("spin", id, Some(body), buffer),
+            Body::Done => wire::emit::<()>("done", id, None, buffer),
+            Body::Error(body) => wire::emit("error", id, Some(body), buffer),
+            Body::Bye(body) => wire::emit("bye", id, Some(body), buffer),
+        }
+    }
+
+    /// Reads one line, with or without its line end.
+    ///
+    /// # Errors
+    /// [`ParseError`] says what is wrong. [`ParseError::NotAMessage`] is what a console's other
+    /// text gives.
+    pub fn parse(line: &[u8]) -> Result<Self, ParseError> {
+        let head = Head::parse(line)?;
+        let body = match head.name {
+            "hello" => Body::Hello(head.parse_body("hello")?),
+            "sample" => Body::Sample(head.parse_body("sample")?),
+            "spin" => Body::Spin(head.parse_body("spin")?),
+            "done" => Body::Done,
+            "error" => Body::Error(head.parse_body("error")?),
+            "bye" => Body::Bye(head.parse_body("bye")?),
+            _ => return Err(head.unknown_type()),
+        };
+        Ok(Self {
+            answers: head.answers,
+            body,
+        })
+    }
+}

@@ -1,0 +1,400 @@
+//! A Linux guest under `pvtime run` on a host.
+
+use crate::assets::Assets;
+use crate::host::Host;
+use crate::interrupt;
+use crate::machine::{HostFile, HostSpec};
+use anyhow::{Context, Result, bail};
+use guest_protocol::report::{Hello, Sample};
+use guest_protocol::{Action, Body, LineBuffer, MAX_LINE, Report, Request, Workload};
+use lab_agent::message::{Exit, Spawn, Spawned};
+use serde::Deserialize;
+use std::collections::VecDeque;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Longest time from the start of the VMM to the guest program's first report.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
+/// Longest time for an answer, and for the end after a power-off.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often new reports are looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// A host with the VMM, the guests' kernel and their initramfs.
+///
+/// # Errors
+/// When a program is missing or the archive cannot be written.
+pub fn host_spec(name: &'static str, assets: &Assets, logs: &Path) -> Result<HostSpec> {
+    let initramfs = logs.join("guest.cpio");
+    fs::write(&initramfs, assets.guest_initramfs()?)
+        .with_context(|| format!("cannot write {}", initramfs.display()))?;
+    let file = |name, from| HostFile { name, from };
+    let files = vec![
+        file("pvtime", assets.program("pvtime")?),
+        file("Image", assets.guest_kernel.clone()),
+        file("guest.cpio", initramfs),
+    ];
+    Ok(HostSpec {
+        files,
+        ..HostSpec::new(name)
+    })
+}
+
+/// What a guest is to be.
+#[derive(Debug, Clone)]
+pub struct GuestSpec {
+    /// Name in logs, unique on its host.
+    pub name: &'static str,
+    /// vCPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// What each vCPU does from the start.
+    pub workload: Workload,
+    /// From one of its samples to the next; 0 for none but those that are asked for.
+    pub sample_period_ms: u32,
+    /// `--stolen-time`.
+    pub stolen_time: &'static str,
+}
+
+impl GuestSpec {
+    /// One idle vCPU with stolen time.
+    #[must_use]
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            cpus: 1,
+            memory_mib: 128,
+            workload: Workload::Idle,
+            sample_period_ms: 500,
+            stolen_time: "on",
+        }
+    }
+}
+
+/// A guest that was started. It ends with its host at the latest.
+pub struct Guest {
+    name: &'static str,
+    vmm: Spawned,
+    pvtime: String,
+    socket: String,
+    /// Where the VMM writes what the guest program reports, and how much of it was read.
+    reports: String,
+    read: u64,
+    lines: LineBuffer,
+    arrived: VecDeque<Report>,
+    last_id: u32,
+}
+
+/// What `pvtime ctl SOCKET status --json` says, as far as the lab judges it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Status {
+    /// Physical time since the start.
+    pub elapsed_ns: u64,
+    /// One for each vCPU.
+    pub vcpus: Vec<VcpuStatus>,
+}
+
+/// One vCPU, its figures sampled close together.
+#[derive(Debug, Clone, Deserialize)]
+pub struct VcpuStatus {
+    /// Thread on the host.
+    pub thread_id: u32,
+    /// Time it ran.
+    pub run_ns: u64,
+    /// Time it was runnable and did not run.
+    pub run_delay_ns: u64,
+    /// Its structure; none where stolen time is off.
+    pub stolen_time: Option<Structure>,
+}
+
+/// A stolen-time structure.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Structure {
+    /// Where it is in guest memory.
+    pub address: u64,
+    /// The guest has asked for it.
+    pub claimed: bool,
+    /// What it says.
+    pub stolen_ns: u64,
+}
+
+impl Guest {
+    /// Starts the VMM. The guest's boot is awaited by [`Self::await_hello`].
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn start(spec: &GuestSpec, host: &mut Host) -> Result<Self> {
+        let name = spec.name;
+        let pvtime = host.path_of("pvtime")?;
+        let socket = host.file(&format!("{name}.sock"));
+        let reports = host.file(&format!("{name}-reports.log"));
+        let console = host.file(&format!("{name}-console.log"));
+        let argv = [
+            &pvtime,
+            "run",
+            "--kernel",
+            &host.path_of("Image")?,
+            "--initramfs",
+            &host.path_of("guest.cpio")?,
+            "--cmdline",
+            &command_line(spec),
+            "--memory",
+            &spec.memory_mib.to_string(),
+            "--cpus",
+            &spec.cpus.to_string(),
+            "--stolen-time",
+            spec.stolen_time,
+            "--console",
+            &console,
+            "--serial",
+            "stdio",
+            "--api-socket",
+            &socket,
+        ];
+        let vmm = host.spawn(Spawn {
+            argv: argv.map(str::to_owned).into(),
+            stdin: true,
+            stdout: Some(reports.clone()),
+            stderr: Some(host.file(&format!("{name}-vmm.log"))),
+            ..Spawn::default()
+        })?;
+        for log in ["reports", "console", "vmm"] {
+            host.keep_log(&format!("{name}-{log}.log"));
+        }
+        Ok(Self {
+            name,
+            vmm,
+            pvtime,
+            socket,
+            reports,
+            read: 0,
+            lines: LineBuffer::new(),
+            arrived: VecDeque::new(),
+            last_id: 0,
+        })
+    }
+
+    /// Name in logs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The VMM's process on the host.
+    #[must_use]
+    pub fn vmm(&self) -> Spawned {
+        self.vmm
+    }
+
+    /// Waits for the guest program's introduction.
+    ///
+    /// # Errors
+    /// When the guest does not boot; with the VMM's last line if it ended.
+    pub fn await_hello(&mut self, host: &mut Host) -> Result<Hello> {
+        let is_hello = |report: &Report| matches!(report.body, Body::Hello(_));
+        match self.await_report(host, BOOT_LIMIT, is_hello)?.body {
+            Body::Hello(hello) => Ok(hello),
+            other => bail!("guest {} sent {other:?} for a hello", self.name),
+        }
+    }
+
+    /// Asks the guest program for something, and waits for the report that answers. Of the reports
+    /// that arrive meanwhile, samples are kept for [`Self::take_samples`].
+    ///
+    /// # Errors
+    /// When the guest refuses or does not answer.
+    pub fn ask(&mut self, host: &mut Host, action: Action) -> Result<Body> {
+        self.last_id += 1;
+        let id = self.last_id;
+        let mut line = [0; MAX_LINE];
+        let length = Request::new(action).with_id(id).emit(&mut line)?;
+        host.write_stdin(self.vmm.child, &line[..length])?;
+        let answers = move |report: &Report| report.answers == Some(id);
+        match self.await_report(host, ANSWER_LIMIT, answers)?.body {
+            Body::Error(error) => bail!("guest {}: {}", self.name, error.message),
+            body => Ok(body),
+        }
+    }
+
+    /// One sample, taken now.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn sample(&mut self, host: &mut Host) -> Result<Sample> {
+        match self.ask(host, Action::Sample)? {
+            Body::Sample(sample) => Ok(sample),
+            other => bail!("guest {} sent {other:?} for a sample", self.name),
+        }
+    }
+
+    /// The samples that have arrived by themselves since the last call.
+    ///
+    /// # Errors
+    /// When the host does not answer, or a report is damaged.
+    pub fn take_samples(&mut self, host: &mut Host) -> Result<Vec<Sample>> {
+        self.collect(host)?;
+        let mut samples = Vec::new();
+        for report in std::mem::take(&mut self.arrived) {
+            match report.body {
+                Body::Sample(sample) => samples.push(sample),
+                _ => self.arrived.push_back(report),
+            }
+        }
+        Ok(samples)
+    }
+
+    /// What the VMM says of the VM now.
+    ///
+    /// # Errors
+    /// When `pvtime ctl` fails.
+    pub fn status(&self, host: &mut Host) -> Result<Status> {
+        let argv = [
+            self.pvtime.as_str(),
+            "ctl",
+            &self.socket,
+            "status",
+            "--json",
+        ];
+        let finished = host.run(&argv, ANSWER_LIMIT)?;
+        if finished.exit != Exit::Status(0) {
+            bail!(
+                "pvtime ctl, {:?}: {}",
+                finished.exit,
+                finished.stderr.trim()
+            );
+        }
+        serde_json::from_str(&finished.stdout)
+            .with_context(|| format!("cannot understand the status {:?}", finished.stdout))
+    }
+
+    /// Lets the vCPUs run on these host CPUs, and the VMM's other threads on those.
+    ///
+    /// # Errors
+    /// When the host has no such CPU.
+    pub fn pin(&self, host: &mut Host, vcpus_on: &[usize], others_on: &[usize]) -> Result<()> {
+        for thread in host.threads(self.vmm.pid)?.threads {
+            host.pin_thread(thread.tid, others_on)?;
+        }
+        self.pin_vcpus(host, |_| vcpus_on)
+    }
+
+    /// Lets each vCPU run on the host CPUs that are chosen for it.
+    ///
+    /// # Errors
+    /// When the host has no such CPU.
+    pub fn pin_vcpus<'a>(
+        &self,
+        host: &mut Host,
+        choose: impl Fn(u32) -> &'a [usize],
+    ) -> Result<()> {
+        for (index, vcpu) in (0..).zip(self.status(host)?.vcpus) {
+            host.pin_thread(vcpu.thread_id, choose(index))?;
+        }
+        Ok(())
+    }
+
+    /// Asks the guest to power off, and waits for the VMM's end with status 0.
+    ///
+    /// # Errors
+    /// When either does not happen.
+    pub fn power_off(mut self, host: &mut Host) -> Result<()> {
+        self.ask(host, Action::PowerOff)?;
+        let exit = host.wait(self.vmm.child, ANSWER_LIMIT)?;
+        if exit != Exit::Status(0) {
+            bail!(
+                "pvtime run for guest {} ended with {exit:?} after a power-off",
+                self.name
+            );
+        }
+        Ok(())
+    }
+
+    /// What the guest's kernel wrote to its console so far.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn console(&self, host: &mut Host) -> Result<String> {
+        let console = host.read_from(&host.file(&format!("{}-console.log", self.name)), 0)?;
+        Ok(String::from_utf8_lossy(&console).into_owned())
+    }
+
+    fn await_report(
+        &mut self,
+        host: &mut Host,
+        limit: Duration,
+        is_wanted: impl Fn(&Report) -> bool,
+    ) -> Result<Report> {
+        let start = Instant::now();
+        loop {
+            self.collect(host)?;
+            if let Some(index) = self.arrived.iter().position(&is_wanted) {
+                return self.arrived.remove(index).context("a report was there");
+            }
+            if let Some(exit) = host.poll_end(self.vmm.child)? {
+                let log = host.read_from(&host.file(&format!("{}-vmm.log", self.name)), 0)?;
+                let said = String::from_utf8_lossy(&log);
+                bail!(
+                    "pvtime run for guest {} ended with {exit:?}: {}",
+                    self.name,
+                    said.trim()
+                );
+            }
+            if start.elapsed() > limit {
+                bail!(
+                    "guest {} did not report within {} s",
+                    self.name,
+                    limit.as_secs()
+                );
+            }
+            interrupt::sleep(LOOK_EVERY)?;
+        }
+    }
+
+    fn collect(&mut self, host: &mut Host) -> Result<()> {
+        let bytes = host.read_from(&self.reports, self.read)?;
+        self.read += bytes.len() as u64;
+        for byte in bytes {
+            let Some(line) = self.lines.push(byte)? else {
+                continue;
+            };
+            let report = Report::parse(line).with_context(|| {
+                format!(
+                    "guest {} sent {:?}",
+                    self.name,
+                    String::from_utf8_lossy(line)
+                )
+            })?;
+            self.arrived.push_back(report);
+        }
+        Ok(())
+    }
+}
+
+fn command_line(spec: &GuestSpec) -> String {
+    let workload = vec![spec.workload.to_string(); spec.cpus as usize].join(",");
+    let period_ms = spec.sample_period_ms;
+    format!("console=ttyS0 panic=-1 -- --port ttyS1 --workload {workload} --sample-ms {period_ms}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cpu_has_its_work_on_the_command_line() {
+        let spec = GuestSpec {
+            cpus: 3,
+            workload: Workload::Busy,
+            ..GuestSpec::new("three")
+        };
+        let line = command_line(&spec);
+        assert!(
+            line.ends_with("-- --port ttyS1 --workload busy,busy,busy --sample-ms 500"),
+            "{line}"
+        );
+    }
+}

@@ -1,0 +1,14 @@
+//! Disrupts a virtual machine's time on real KVM and measures what its guest saw.
+
+pub mod assets;
+pub mod channel;
+pub mod guest;
+pub mod host;
+pub mod initramfs;
+pub mod interrupt;
+pub mod machine;
+pub mod progress;
+pub mod report;
+pub mod requests;
+pub mod scenario;
+pub mod scenarios;

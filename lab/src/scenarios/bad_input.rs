@@ -1,0 +1,300 @@
+//! What a person may get wrong on a host: a clear line, no success, nothing left running.
+
+use crate::guest::host_spec;
+use crate::host::Host;
+use crate::machine::HostSpec;
+use crate::report::{Check, Limit};
+use crate::requests::Finished;
+use crate::scenario::{Scenario, Stage, Step, no_checks};
+use anyhow::{Context, Result};
+use lab_agent::message::{Exit, Spawn};
+use std::fs::File;
+use std::io::Read;
+use std::time::Duration;
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "bad-input",
+    about: "what cannot be run is refused in one line that names the way out",
+    must_fail: None,
+    play,
+};
+
+const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+
+/// A user without rights: "nobody".
+const NOBODY: u32 = 65534;
+
+/// Enough of a kernel to look like one.
+const TRUNCATED_LEN: usize = 1 << 20;
+
+/// One thing to get wrong.
+struct Case {
+    name: &'static str,
+    /// Arguments of `pvtime`, separated by blanks; `{Image}` and the like are files of the host.
+    arguments: &'static str,
+    /// What the line must name: the trouble, and the way out.
+    says: &'static [&'static str],
+}
+
+const ON_A_HOST_WITHOUT_KVM: &[Case] = &[Case {
+    name: "no_kvm",
+    arguments: "run --kernel {Image}",
+    says: &["there is no /dev/kvm", "virtualization"],
+}];
+
+const WITHOUT_RIGHTS: &[Case] = &[Case {
+    name: "no_right_to_kvm",
+    arguments: "run --kernel {Image}",
+    says: &["no right to use /dev/kvm", "as root"],
+}];
+
+const ON_A_GOOD_HOST: &[Case] = &[
+    Case {
+        name: "kernel_missing",
+        arguments: "run --kernel {absent}",
+        says: &["absent", "No such file"],
+    },
+    Case {
+        name: "kernel_of_another_kind",
+        arguments: "run --kernel {pvtime}",
+        says: &["pvtime", "is no arm64 Image"],
+    },
+    Case {
+        name: "kernel_truncated",
+        arguments: "run --kernel {truncated}",
+        says: &["truncated"],
+    },
+    Case {
+        name: "initramfs_missing",
+        arguments: "run --kernel {Image} --initramfs {absent}",
+        says: &["cannot read the initramfs", "absent"],
+    },
+    Case {
+        name: "initramfs_that_does_not_fit",
+        arguments: "run --kernel {Image} --initramfs {Image} --memory 64",
+        says: &["do not fit into 64 MiB", "--memory"],
+    },
+    Case {
+        name: "command_line_that_does_not_fit",
+        arguments: "run --kernel {Image} --cmdline {2048}",
+        says: &["command line", "2047"],
+    },
+    Case {
+        name: "no_cpus",
+        arguments: "run --kernel {Image} --cpus 0",
+        says: &["--cpus", "1.."],
+    },
+    Case {
+        name: "too_many_cpus",
+        arguments: "run --kernel {Image} --cpus 100000",
+        says: &["--cpus", "1.."],
+    },
+    Case {
+        name: "cpus_that_are_no_number",
+        arguments: "run --kernel {Image} --cpus four",
+        says: &["--cpus", "four"],
+    },
+    Case {
+        name: "no_memory",
+        arguments: "run --kernel {Image} --memory 0",
+        says: &["--memory", "1.."],
+    },
+    Case {
+        name: "too_much_memory",
+        arguments: "run --kernel {Image} --memory 99999999999",
+        says: &["--memory", "1.."],
+    },
+    Case {
+        name: "memory_that_is_no_number",
+        arguments: "run --kernel {Image} --memory plenty",
+        says: &["--memory", "plenty"],
+    },
+    Case {
+        name: "unknown_option",
+        arguments: "run --kernel {Image} --stolen-times on",
+        says: &["--stolen-times", "--stolen-time"],
+    },
+    Case {
+        name: "unknown_choice",
+        arguments: "run --kernel {Image} --stolen-time maybe",
+        says: &["maybe", "auto, on, off"],
+    },
+    Case {
+        name: "unknown_command",
+        arguments: "walk",
+        says: &["walk", "--help"],
+    },
+    Case {
+        name: "socket_of_no_vm",
+        arguments: "ctl {absent} status",
+        says: &["cannot reach a VM", "--api-socket"],
+    },
+    Case {
+        name: "socket_in_no_folder",
+        arguments: "run --kernel {Image} --api-socket {absent}/socket",
+        says: &["absent/socket"],
+    },
+    Case {
+        name: "console_in_no_folder",
+        arguments: "run --kernel {Image} --console {absent}/console",
+        says: &["absent/console"],
+    },
+];
+
+#[derive(Default)]
+struct Scene {
+    host: Option<Host>,
+    checks: Vec<Check>,
+}
+
+fn play(stage: &mut Stage) -> Result<()> {
+    let take_checks = |scene: &Scene| scene.checks.clone();
+    stage.play(
+        Scene::default(),
+        &[
+            Step {
+                name: "start a VM on a host without KVM",
+                act: no_kvm,
+                checks: take_checks,
+            },
+            Step {
+                name: "boot a host with KVM",
+                act: boot,
+                checks: no_checks,
+            },
+            Step {
+                name: "start a VM as a user without rights",
+                act: |scene, _| try_all(scene, WITHOUT_RIGHTS, Some(NOBODY)),
+                checks: take_checks,
+            },
+            Step {
+                name: "get everything else wrong",
+                act: |scene, _| try_all(scene, ON_A_GOOD_HOST, None),
+                checks: take_checks,
+            },
+            Step {
+                name: "power the host off",
+                act: |scene, _| scene.host.take().context("no host")?.power_off(),
+                checks: no_checks,
+            },
+        ],
+    )
+}
+
+fn no_kvm(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
+    let spec = host_spec("plain", stage.assets, &stage.logs)?;
+    let spec = HostSpec {
+        virtualization: false,
+        memory_mib: 512,
+        ..spec
+    };
+    scene.host = Some(stage.boot(&spec)?);
+    try_all(scene, ON_A_HOST_WITHOUT_KVM, None)?;
+    scene.host.take().context("no host")?.power_off()
+}
+
+fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
+    let spec = host_spec("host", stage.assets, &stage.logs)?;
+    let mut host = stage.boot(&HostSpec {
+        memory_mib: 1024,
+        ..spec
+    })?;
+    let mut start = vec![0; TRUNCATED_LEN];
+    File::open(&stage.assets.guest_kernel)?.read_exact(&mut start)?;
+    host.put_file(&host.file("truncated"), 0o644, &start)?;
+    scene.host = Some(host);
+    Ok(())
+}
+
+fn try_all(scene: &mut Scene, cases: &[Case], user: Option<u32>) -> Result<()> {
+    let host = scene.host.as_mut().context("no host")?;
+    scene.checks.clear();
+    for case in cases {
+        let before = host.processes()?;
+        let mut argv = vec![host.path_of("pvtime")?];
+        argv.extend(
+            case.arguments
+                .split(' ')
+                .map(|argument| fill_in(argument, host)),
+        );
+        let argv: Vec<_> = argv.iter().map(String::as_str).collect();
+        let change = |spawn: &mut Spawn| spawn.user = user;
+        let finished = host.run_with(&argv, COMMAND_LIMIT, change)?;
+        let mut faults = faults(&finished, case.says);
+        let left = host.processes()?.len().saturating_sub(before.len());
+        if left > 0 {
+            faults.push(format!("{left} processes left running"));
+        }
+        scene.checks.push(check(case.name, &faults, &finished));
+    }
+    Ok(())
+}
+
+fn check(name: &'static str, faults: &[String], finished: &Finished) -> Check {
+    let measured = u32::try_from(faults.len()).map_or(f64::INFINITY, f64::from);
+    let said = finished.stderr.trim();
+    let detail = if faults.is_empty() {
+        said.to_owned()
+    } else {
+        faults.join(", ") + ": " + said
+    };
+    Check::new(name, measured, Limit::Equals(0.0), "faults").with_detail(detail)
+}
+
+/// What is wrong with how a command was refused.
+fn faults(finished: &Finished, says: &[&str]) -> Vec<String> {
+    let mut faults = Vec::new();
+    if !matches!(finished.exit, Exit::Status(1..)) {
+        faults.push(format!("ended with {:?}", finished.exit));
+    }
+    let lines = finished.stderr.lines().count();
+    if lines != 1 {
+        faults.push(format!("{lines} lines on standard error"));
+    }
+    if !finished.stdout.is_empty() {
+        faults.push("something on standard output".to_owned());
+    }
+    let silent_on = says.iter().filter(|word| !finished.stderr.contains(**word));
+    faults.extend(silent_on.map(|word| format!("does not say {word:?}")));
+    faults
+}
+
+/// Puts paths of the host in the place of names in braces, and a text in the place of its length.
+fn fill_in(argument: &str, host: &Host) -> String {
+    let Some((name, rest)) = argument.strip_prefix('{').and_then(|it| it.split_once('}')) else {
+        return argument.to_owned();
+    };
+    match (name.parse(), host.path_of(name)) {
+        (Ok(length), _) => "x".repeat(length),
+        (Err(_), Ok(path)) => path + rest,
+        (Err(_), Err(_)) => host.file(name) + rest,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(exit: Exit, stdout: &str, stderr: &str) -> Finished {
+        Finished {
+            exit,
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+        }
+    }
+
+    #[test]
+    fn each_fault_of_a_refusal_is_found() {
+        let says = &["no kernel", "--kernel"];
+        let line = "pvtime: no kernel; give one with --kernel\n";
+        let found =
+            |exit, stdout: &str, stderr: &str| faults(&refused(exit, stdout, stderr), says).len();
+        assert_eq!(found(Exit::Status(1), "", line), 0);
+        assert_eq!(found(Exit::Status(0), "", line), 1);
+        assert_eq!(found(Exit::Signal(6), "", line), 1);
+        assert_eq!(found(Exit::Status(1), "{}", line), 1);
+        assert_eq!(found(Exit::Status(1), "", &format!("{line}help\n")), 1);
+        assert_eq!(found(Exit::Status(1), "", "pvtime: no kernel\n"), 1);
+        assert_eq!(found(Exit::Status(1), "", ""), 3);
+    }
+}

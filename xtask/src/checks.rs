@@ -1,0 +1,207 @@
+//! Every check there is, in one list. What a person runs by name is what CI runs in full.
+
+mod lab;
+
+use crate::process;
+use crate::programs::{self, TARGET};
+use crate::setup::{self, Needs};
+use crate::workspace::Workspace;
+use anyhow::{Context, Result};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// How many single checks a step made, and how many of them failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Count {
+    pub passed: usize,
+    pub failed: usize,
+}
+
+/// One step of the list.
+struct Check {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&Workspace) -> Result<Count>,
+}
+
+/// Bare-metal packages: they build without the standard library.
+const BARE: [&str; 2] = ["--package=pvtime", "--package=guest-protocol"];
+
+const CHECKS: &[Check] = &[
+    Check {
+        name: "set-up",
+        about: "targets, emulator, kernel",
+        run: |workspace| once(setup::prepare(workspace, Needs::Everything).map(drop)),
+    },
+    Check {
+        name: "format",
+        about: "cargo fmt",
+        run: |workspace| cargo(workspace, &["fmt", "--all", "--check"]),
+    },
+    Check {
+        name: "clippy",
+        about: "lints, warnings denied",
+        run: |workspace| clippy(workspace, &["--workspace", "--all-targets"]),
+    },
+    Check {
+        name: "clippy-musl",
+        about: "the same for the static arm64 programs",
+        run: |workspace| clippy(workspace, &["--workspace", "--target", TARGET]),
+    },
+    Check {
+        name: "clippy-bare",
+        about: "the same for bare metal",
+        run: |workspace| {
+            let [core, protocol] = BARE;
+            clippy(
+                workspace,
+                &[core, protocol, "--lib", "--target=aarch64-unknown-none"],
+            )
+        },
+    },
+    Check {
+        name: "tests",
+        about: "unit, property and documentation tests",
+        run: |workspace| cargo(workspace, &["test", "--workspace", "--quiet"]),
+    },
+    Check {
+        name: "documentation",
+        about: "rustdoc, warnings denied",
+        run: documentation,
+    },
+    Check {
+        name: "programs",
+        about: "the lab and the programs for its hosts",
+        run: |workspace| {
+            programs::build_lab(workspace)?;
+            once(programs::build_for_hosts(workspace))
+        },
+    },
+    Check {
+        name: "lab",
+        about: "every scenario; those that must fail do",
+        run: lab::run,
+    },
+];
+
+/// Runs the checks of these names, or all, and tells at the end how each went.
+pub fn run(workspace: &Workspace, names: &[String]) -> Result<ExitCode> {
+    let chosen = choose(names)?;
+    let mut rows = Vec::new();
+    for (index, check) in chosen.iter().enumerate() {
+        println!(
+            "==> {}/{} {}: {}",
+            index + 1,
+            chosen.len(),
+            check.name,
+            check.about
+        );
+        let start = Instant::now();
+        let count = (check.run)(workspace).unwrap_or_else(|error| {
+            println!("{} failed: {error:#}", check.name);
+            Count {
+                passed: 0,
+                failed: 1,
+            }
+        });
+        rows.push((check.name, count, start.elapsed()));
+    }
+    let total = rows
+        .iter()
+        .fold(Count::default(), |sum, (_, count, _)| Count {
+            passed: sum.passed + count.passed,
+            failed: sum.failed + count.failed,
+        });
+    println!();
+    for (name, count, time) in &rows {
+        println!("{}", row(name, *count, *time));
+    }
+    println!("\n{} passed, {} failed", total.passed, total.failed);
+    Ok(if total.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn choose(names: &[String]) -> Result<Vec<&'static Check>> {
+    if names.is_empty() {
+        return Ok(CHECKS.iter().collect());
+    }
+    let find = |name: &String| {
+        let found = CHECKS.iter().find(|check| check.name == name);
+        let known: Vec<_> = CHECKS.iter().map(|check| check.name).collect();
+        found.with_context(|| {
+            format!(
+                "no check is called {name:?}; there are {}",
+                known.join(", ")
+            )
+        })
+    };
+    names.iter().map(find).collect()
+}
+
+fn row(name: &str, count: Count, time: Duration) -> String {
+    let verdict = if count.failed == 0 { "ok" } else { "FAILED" };
+    let Count { passed, failed } = count;
+    let seconds = time.as_secs_f64();
+    format!(
+        "{verdict:7}{name:16}{seconds:7.1} s   {passed} of {} passed",
+        passed + failed
+    )
+}
+
+/// A step that is one check.
+fn once(result: Result<()>) -> Result<Count> {
+    result.map(|()| Count {
+        passed: 1,
+        failed: 0,
+    })
+}
+
+fn cargo(workspace: &Workspace, arguments: &[&str]) -> Result<Count> {
+    once(process::run(&mut workspace.cargo(arguments)))
+}
+
+fn clippy(workspace: &Workspace, what: &[&str]) -> Result<Count> {
+    let arguments = [&["clippy", "--quiet"], what, &["--", "-Dwarnings"]].concat();
+    cargo(workspace, &arguments)
+}
+
+fn documentation(workspace: &Workspace) -> Result<Count> {
+    let mut command = workspace.cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
+    once(process::run(command.env("RUSTDOCFLAGS", "-Dwarnings")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_choose_in_their_order_and_an_unknown_one_lists_the_known() {
+        let chosen = choose(&["lab".into(), "format".into()]).unwrap();
+        assert_eq!(
+            chosen.iter().map(|check| check.name).collect::<Vec<_>>(),
+            ["lab", "format"]
+        );
+        assert_eq!(choose(&[]).unwrap().len(), CHECKS.len());
+        let error = choose(&["formatting".into()]).err().unwrap().to_string();
+        assert!(
+            error.contains("formatting") && error.contains("clippy-musl"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_row_shows_verdict_time_and_counts() {
+        let row = row(
+            "lab",
+            Count {
+                passed: 11,
+                failed: 1,
+            },
+            Duration::from_millis(93_400),
+        );
+        assert_eq!(row, "FAILED lab                93.4 s   11 of 12 passed");
+    }
+}

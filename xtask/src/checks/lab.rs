@@ -1,0 +1,108 @@
+//! The lab's scenarios as checks.
+
+use super::Count;
+use crate::process;
+use crate::programs;
+use crate::workspace::Workspace;
+use anyhow::{Context, Result};
+use lab_agent::tether::tether;
+use serde_json::Value;
+use std::fs;
+use std::process::Stdio;
+
+/// Runs every scenario and counts its checks. One that must fail is one check: that it did.
+pub fn run(workspace: &Workspace) -> Result<Count> {
+    let lab = programs::build_lab(workspace)?.with_hosts(workspace)?;
+    let list = process::output(lab.command().args(["list", "--json"]))?;
+    let list: Value = serde_json::from_str(&list).context("cannot understand the lab's list")?;
+    let mut total = Count::default();
+    for scenario in list.as_array().context("the lab's list is no list")? {
+        let name = scenario["name"]
+            .as_str()
+            .context("a scenario without a name")?;
+        let report = workspace.target.join("lab").join(name).join("report.json");
+        // A report of an earlier run would speak for a lab that died.
+        let _ = fs::remove_file(&report);
+        let mut command = lab.command();
+        command.args(["run", name]).stdin(Stdio::null());
+        let status = tether(&mut command)
+            .status()
+            .context("cannot start the lab")?;
+        let report = fs::read_to_string(&report).unwrap_or_default();
+        let report = serde_json::from_str(&report).unwrap_or(Value::Null);
+        let must_fail = scenario["must_fail"].is_string();
+        let count = judge(&report, must_fail, status.success());
+        if must_fail {
+            println!(
+                "{name} must fail: {}",
+                if count.failed == 0 {
+                    "it did"
+                } else {
+                    "it did NOT"
+                }
+            );
+        }
+        total.passed += count.passed;
+        total.failed += count.failed;
+    }
+    Ok(total)
+}
+
+/// Counts the checks of a report. The lab's exit status must say the same as the report.
+fn judge(report: &Value, must_fail: bool, succeeded: bool) -> Count {
+    let checks = report["checks"].as_array().map_or(&[][..], Vec::as_slice);
+    let passed = checks.iter().filter(|check| check["pass"] == true).count();
+    let failed = checks.len() - passed;
+    let complete = report["error"].is_null() && report["verdict"].is_string();
+    if must_fail {
+        // Failed for its reason: a check that was made, in a run that came to its end.
+        let as_it_must = complete && failed > 0 && report["verdict"] == "fail" && !succeeded;
+        return Count {
+            passed: usize::from(as_it_must),
+            failed: usize::from(!as_it_must),
+        };
+    }
+    let agrees = succeeded == (report["verdict"] == "pass");
+    let broken = !complete || !agrees || checks.is_empty();
+    Count {
+        passed,
+        failed: failed + usize::from(broken),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn counts(report: &Value, must_fail: bool, succeeded: bool) -> (usize, usize) {
+        let count = judge(report, must_fail, succeeded);
+        (count.passed, count.failed)
+    }
+
+    #[test]
+    fn a_scenario_counts_its_checks_and_one_more_if_it_broke() {
+        let pass = json!({ "verdict": "pass", "checks": [{ "pass": true }, { "pass": true }] });
+        assert_eq!(counts(&pass, false, true), (2, 0));
+        assert_eq!(counts(&pass, false, false), (2, 1));
+        let fail = json!({ "verdict": "fail", "checks": [{ "pass": true }, { "pass": false }] });
+        assert_eq!(counts(&fail, false, false), (1, 1));
+        let broken = json!({ "verdict": "fail", "checks": [{ "pass": true }], "error": "no host" });
+        assert_eq!(counts(&broken, false, false), (1, 1));
+        assert_eq!(counts(&Value::Null, false, false), (0, 1));
+        assert_eq!(counts(&Value::Null, false, true), (0, 1));
+    }
+
+    #[test]
+    fn a_scenario_that_must_fail_passes_only_by_a_failed_check() {
+        let fail = json!({ "verdict": "fail", "checks": [{ "pass": false }] });
+        assert_eq!(counts(&fail, true, false), (1, 0));
+        assert_eq!(counts(&fail, true, true), (0, 1));
+        let pass = json!({ "verdict": "pass", "checks": [{ "pass": true }] });
+        assert_eq!(counts(&pass, true, true), (0, 1));
+        let broken =
+            json!({ "verdict": "fail", "checks": [{ "pass": false }], "error": "no host" });
+        assert_eq!(counts(&broken, true, false), (0, 1));
+        assert_eq!(counts(&Value::Null, true, false), (0, 1));
+    }
+}

@@ -1,0 +1,134 @@
+//! Building the lab, and the programs that it puts on its hosts.
+
+use crate::process;
+use crate::setup::{self, Needs};
+use crate::workspace::Workspace;
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Target of everything that runs on a host or in a Linux guest.
+pub const TARGET: &str = "aarch64-unknown-linux-musl";
+
+/// Cargo profile for them.
+const PROFILE: &str = "lab";
+
+/// The lab's program with what it was set up with.
+pub struct Lab {
+    program: PathBuf,
+    kernel: Option<PathBuf>,
+    programs: PathBuf,
+    logs: PathBuf,
+    root: PathBuf,
+}
+
+/// Builds the lab alone.
+pub fn build_lab(workspace: &Workspace) -> Result<Lab> {
+    process::run(&mut workspace.cargo(&["build", "--quiet", "--package", "lab"]))?;
+    Ok(Lab {
+        program: workspace.target.join("debug/lab"),
+        kernel: None,
+        programs: workspace.target.join(TARGET).join(PROFILE),
+        logs: workspace.target.join("lab"),
+        root: workspace.root.clone(),
+    })
+}
+
+/// Builds the programs for hosts and guests.
+pub fn build_for_hosts(workspace: &Workspace) -> Result<()> {
+    let packages = [
+        "--package=lab-agent",
+        "--package=pvtime-vmm",
+        "--package=guest-linux",
+    ];
+    let mut command =
+        workspace.cargo(&["build", "--quiet", "--target", TARGET, "--profile", PROFILE]);
+    process::run(command.args(packages))?;
+    build_kvm_tests(workspace)
+}
+
+/// Tests that need KVM, and the crates that have them and examples. Everywhere else these are empty.
+const KVM_TESTS: [&str; 2] = ["--test=kvm", "--test=machine_state"];
+const FOR_KVM: [&str; 2] = ["--package=pvtime-kvm", "--package=pvtime-vmm"];
+
+/// What the names of their programs begin with.
+const KVM_TEST: &str = "kvm-test-";
+const KVM_EXAMPLE: &str = "kvm-example-";
+
+/// Builds those, under names by which the scenario `kvm-tests` finds them.
+fn build_kvm_tests(workspace: &Workspace) -> Result<()> {
+    let folder = workspace.target.join(TARGET).join(PROFILE);
+    remove_old(&folder)?;
+    let mut tests = workspace.cargo(&["test", "--quiet", "--no-run"]);
+    tests.args(KVM_TESTS);
+    copy_programs(&mut tests, &folder, KVM_TEST)?;
+    let mut examples = workspace.cargo(&["build", "--quiet", "--examples"]);
+    copy_programs(&mut examples, &folder, KVM_EXAMPLE)
+}
+
+/// Runs a build and copies every program that it makes.
+fn copy_programs(build: &mut Command, folder: &Path, prefix: &str) -> Result<()> {
+    build.args([
+        "--target",
+        TARGET,
+        "--profile",
+        PROFILE,
+        "--message-format=json",
+    ]);
+    let messages = process::output(build.args(FOR_KVM))?;
+    for message in messages.lines() {
+        let message: Value = serde_json::from_str(message).context("cargo printed no JSON")?;
+        // The programs that tests run are built on the way.
+        if message["target"]["kind"][0] == "bin" {
+            continue;
+        }
+        if let (Some(program), Some(name)) = (
+            message["executable"].as_str(),
+            message["target"]["name"].as_str(),
+        ) {
+            let named = folder.join(format!("{prefix}{name}"));
+            fs::copy(program, &named)
+                .with_context(|| format!("cannot copy {program} to {}", named.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the programs of an earlier build, which may have had others.
+fn remove_old(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(KVM_TEST) || name.starts_with(KVM_EXAMPLE) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+impl Lab {
+    /// Sets up and builds all that hosts and guests are made of.
+    pub fn with_hosts(self, workspace: &Workspace) -> Result<Self> {
+        let kernel = setup::prepare(workspace, Needs::Lab)?;
+        build_for_hosts(workspace)?;
+        Ok(Self {
+            kernel: Some(kernel),
+            ..self
+        })
+    }
+
+    /// The lab, to be given its arguments.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.current_dir(&self.root);
+        command
+            .env("PVTIME_LAB_PROGRAMS", &self.programs)
+            .env("PVTIME_LAB_LOGS", &self.logs);
+        if let Some(kernel) = &self.kernel {
+            command.env("PVTIME_LAB_KERNEL", kernel);
+        }
+        command
+    }
+}

@@ -1,0 +1,46 @@
+//! Installs and fetches what the other tasks need. What is there already is left alone.
+
+mod apt;
+mod kernel;
+mod qemu;
+mod sources;
+mod targets;
+
+use crate::workspace::Workspace;
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+
+/// What to set up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// For the lab.
+    Lab,
+    /// For every task.
+    Everything,
+}
+
+/// Sets up, and returns the kernel for hosts and guests.
+pub fn prepare(workspace: &Workspace, needs: Needs) -> Result<PathBuf> {
+    targets::install(match needs {
+        Needs::Lab => &targets::FOR_LAB,
+        Needs::Everything => &targets::ALL,
+    })?;
+    if !is_host() {
+        qemu::install()?;
+    }
+    kernel::fetch(workspace)
+}
+
+/// Whether this machine can be a lab host itself. `PVTIME_LAB_HOST` decides, as in the lab.
+fn is_host() -> bool {
+    match std::env::var("PVTIME_LAB_HOST").as_deref() {
+        Ok("local") => true,
+        Ok("qemu") => false,
+        _ => cfg!(target_arch = "aarch64") && Path::new("/dev/kvm").exists(),
+    }
+}
+
+/// Says what is being set up.
+fn say(what: &str) {
+    eprintln!("set-up: {what}");
+}
