@@ -183,7 +183,9 @@ impl Timeline {
                 self.slept(&now, &last, offset, evidence)
             }
             (Event::Resume, Phase::Stopped(stop)) => self.resume(&now, &stop),
-            (Event::LivePhysicalTimeFound, Phase::Running { .. }) => Ok(self.found(true)),
+            (Event::LivePhysicalTimeFound, Phase::Running { .. } | Phase::Stopped(_)) => {
+                Ok(self.found(true))
+            }
             (Event::GuestReset, Phase::Running { .. } | Phase::Stopped(_)) => Ok(self.found(false)),
             (event, phase) => Err(TimelineError::OutOfOrder {
                 event: event.kind().verb(),
@@ -410,9 +412,6 @@ impl Timeline {
 
     /// A record of an event that leaves the counters as `reading` has them.
     fn record(&self, event: EventKind, reading: Reading) -> Result<Adjustment, TimelineError> {
-        let live = self
-            .live
-            .map(|live| live_reading(&live, reading, &live, reading));
         Ok(Adjustment {
             event,
             cause: None,
@@ -422,8 +421,16 @@ impl Timeline {
             clamped: false,
             before: reading,
             after: reading,
-            live: live.transpose()?,
+            live: self.live_at(reading)?,
         })
+    }
+
+    /// Live physical time where the counters are as `reading` has them.
+    fn live_at(&self, reading: Reading) -> Result<Option<LiveReading>, TimelineError> {
+        let live = self
+            .live
+            .map(|live| live_reading(&live, reading, &live, reading));
+        live.transpose()
     }
 
     /// Refuses a sample that says that something happened to a running VM's clocks.
@@ -444,11 +451,7 @@ impl Timeline {
             let boottime_ns = now.boottime_ns - last.boottime_ns;
             return Err(TimelineError::UnhandledRestart { ticks, boottime_ns });
         }
-        let count = last.counter.to_guest(offset);
-        match count.0.checked_add(ticks) {
-            Some(_) => Ok(()),
-            None => Err(TimelineError::CounterTooLarge { count, ticks }),
-        }
+        running_count(now, last, offset).map(|_| ())
     }
 
     /// Adds a pause to what is known of them, and to what the guest is told.
@@ -486,6 +489,18 @@ fn check_same_host(now: &HostSample, last: &HostSample) -> Result<(), TimelineEr
         return Err(TimelineError::FrequencyChanged { before, now });
     }
     Ok(())
+}
+
+/// The counter of a guest that ran since `last`, which has not passed 2^64.
+fn running_count(
+    now: &HostSample,
+    last: &HostSample,
+    offset: CounterOffset,
+) -> Result<GuestCount, TimelineError> {
+    let count = last.counter.to_guest(offset);
+    let ticks = now.counter.since(last.counter);
+    let now = count.0.checked_add(ticks).map(GuestCount);
+    now.ok_or(TimelineError::CounterTooLarge { count, ticks })
 }
 
 fn live_reading(

@@ -908,6 +908,27 @@ fn a_stall_is_reported_or_its_certain_part_taken_out() {
     assert_eq!(record.gap.unwrap().error_ns, 2 * MS);
     assert_eq!((vm.actions.len(), vm.paused_time().paused_ns), (2, 3 * MS));
 
+    // Nothing is certain: nothing is taken out, nobody is told, but it is on record.
+    let doubtful = Evidence::Stall {
+        certain_ns: 0,
+        possible_ns: 5 * MS,
+    };
+    let record = vm
+        .try_step(Event::Slept(doubtful))
+        .unwrap()
+        .adjustment
+        .unwrap();
+    assert_eq!(
+        (record.policy, record.hidden_ns),
+        (Some(Policy::Advance), 0)
+    );
+    assert_eq!(record.gap.unwrap().error_ns, 5 * MS);
+    let none = Evidence::Stall {
+        certain_ns: 0,
+        possible_ns: 0,
+    };
+    assert_eq!(vm.try_step(Event::Slept(none)).unwrap().adjustment, None);
+
     let swapped = Evidence::Stall {
         certain_ns: 5,
         possible_ns: 3,
@@ -982,6 +1003,14 @@ fn t15_offsets_wrap_and_counters_do_not() {
             count,
             ticks: 25_000
         })
+    );
+    assert_eq!(
+        there.try_step(Event::Slept(Evidence::Clocks { error_ns: 0 })),
+        Err(TimelineError::CounterTooLarge {
+            count,
+            ticks: 25_000
+        }),
+        "without a sleep too"
     );
 }
 
@@ -1063,7 +1092,7 @@ fn r6_events_out_of_order_are_refused() {
             Event::Slept(Evidence::Clocks { error_ns: 0 }),
             [false, true, false],
         ),
-        (Event::LivePhysicalTimeFound, [false, true, false]),
+        (Event::LivePhysicalTimeFound, [false, true, true]),
         (Event::GuestReset, [false, true, true]),
     ];
     for (event, allowed) in events {
