@@ -43,13 +43,8 @@ impl ThreeGuests {
             workload: Workload::Busy,
             ..GuestSpec::new(name)
         };
-        // Each sample wakes a guest, and an idle one is to sleep.
-        let idle = GuestSpec {
-            sample_period_ms: 2000,
-            ..GuestSpec::new("idle")
-        };
         let mut guests = Vec::new();
-        for spec in [busy("busy-1"), busy("busy-2"), idle] {
+        for spec in [busy("busy-1"), busy("busy-2"), GuestSpec::new("idle")] {
             guests.push(Guest::start(&spec, &mut host)?);
         }
         for guest in &mut guests {

@@ -43,14 +43,7 @@ impl Watch {
         time: Duration,
         mut show: impl FnMut(&[Self]),
     ) -> Result<Vec<Self>> {
-        let mut watches = Vec::new();
-        for guest in guests.iter_mut() {
-            // What came before is not of this time.
-            guest.take_samples(host)?;
-            let mut watch = Self::new(guest.name());
-            watch.add_sample(&guest.sample(host)?);
-            watches.push(watch);
-        }
+        let mut watches: Vec<_> = guests.iter().map(|guest| Self::new(guest.name())).collect();
         let start = Instant::now();
         loop {
             // The last look begins when the whole time is over.
@@ -82,9 +75,7 @@ impl Watch {
         let status = guest.status(host)?;
         let after = host.threads(pid)?;
         self.add(look_of(&status, &before, &after)?);
-        for sample in guest.take_samples(host)? {
-            self.add_sample(&sample);
-        }
+        self.add_sample(&guest.sample(host)?);
         Ok(())
     }
 
