@@ -78,6 +78,7 @@ impl GuestSpec {
 /// A guest that was started. It ends with its host at the latest.
 pub struct Guest {
     name: &'static str,
+    is_busy: bool,
     vmm: Spawned,
     pvtime: String,
     socket: String,
@@ -134,6 +135,7 @@ impl Guest {
         }
         Ok(Self {
             name,
+            is_busy: spec.workload != Workload::Idle,
             vmm,
             pvtime,
             socket,
@@ -149,6 +151,12 @@ impl Guest {
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Whether it was started with work to do.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.is_busy
     }
 
     /// The VMM's process on the host.
