@@ -42,7 +42,7 @@ pub enum Command {
     Run(RunArgs),
     /// Say what this machine can do with time, as a host and as a guest
     Probe(ProbeArgs),
-    /// Ask a running VM
+    /// Ask a running VM, and tell it what to do
     Ctl(CtlArgs),
 }
 
@@ -100,9 +100,27 @@ pub struct RunArgs {
     #[arg(long, value_name = "DEST", default_value = "off")]
     pub serial: Destination,
 
+    /// Its name for `pvtime ctl`: letters, digits and hyphens
+    #[arg(long, value_name = "NAME", default_value = "anonymous", value_parser = vm_name)]
+    pub id: String,
+
     /// A Unix socket to make, for `pvtime ctl`
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
+}
+
+/// A name as Firecracker takes it.
+fn vm_name(text: &str) -> Result<String, String> {
+    let fits = (1..=64).contains(&text.len());
+    if fits
+        && text
+            .chars()
+            .all(|it| it.is_ascii_alphanumeric() || it == '-')
+    {
+        Ok(text.into())
+    } else {
+        Err("a name is 1 to 64 letters, digits and hyphens".into())
+    }
 }
 
 /// How a VM's time is kept.
@@ -191,27 +209,74 @@ pub struct ProbeArgs {
 const CTL_EXAMPLES: &str = "\
 Examples:
   pvtime ctl vm.sock status
-  pvtime ctl vm.sock status --json | jq '.vcpus[].run_delay_ns'";
+  pvtime ctl vm.sock pause && sleep 3 && pvtime ctl vm.sock resume
+  pvtime ctl vm.sock ledger
+  pvtime ctl vm.sock ledger --json | jq '.vcpus[] | {index, stolen_ns}'
+  pvtime ctl vm.sock events --follow
+  pvtime ctl vm.sock events --json --after 10 | jq 'select(.event == \"resume\") | .gap.ns'
+  pvtime ctl vm.sock stop
 
-/// A question to a VM.
+SOCKET speaks HTTP and JSON; docs/api.md has what each of these asks for.
+Exit status: 0 when the VM did or said what was asked, 1 when it did not, 2 for a command line that
+is not understood.";
+
+/// A question or an order to a VM.
 #[derive(Debug, Args)]
 #[command(after_help = CTL_EXAMPLES)]
 pub struct CtlArgs {
     /// What the VM's --api-socket was given
     #[arg(value_name = "SOCKET")]
     pub socket: PathBuf,
-    /// The question.
+    /// What is asked.
     #[command(subcommand)]
     pub command: CtlCommand,
 }
 
-/// What a VM can be asked.
+/// What a VM can be asked and told.
 #[derive(Debug, Subcommand)]
 pub enum CtlCommand {
-    /// Its state, its clocks, and where each vCPU's time went
+    /// Its state, its clocks, and what the host counted for each vCPU
     Status {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
+    /// Where each vCPU's physical time went: run, idle, stolen, paused by cause, and the rest
+    Ledger {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// What was done to its time: every start, pause and resumption, by how much, with what error
+    Events {
+        /// Leave out the records up to this number
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        after: u64,
+        /// Go on with those to come, until the VM ends or Ctrl-C is pressed
+        #[arg(long)]
+        follow: bool,
+        /// Print JSON, one record a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop its vCPUs; what its counters do meanwhile is for its --on-pause to say
+    Pause {
+        /// Print what was done as JSON, one record a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let them go on
+    Resume {
+        /// Print what was done as JSON, one record a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Save it into a new folder
+    Snapshot {
+        /// The folder to make
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+    /// End it, as SIGTERM does; its guest is not asked
+    Stop,
 }

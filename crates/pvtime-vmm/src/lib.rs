@@ -13,11 +13,13 @@ pub mod console;
 pub mod ctl;
 pub mod devices;
 pub mod event;
+pub mod failure;
 pub mod fdt;
 pub mod kernel;
 pub mod kvm;
 pub mod layout;
 pub mod probe;
+pub mod snapshot;
 pub mod state;
 mod table;
 

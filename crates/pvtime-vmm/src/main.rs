@@ -7,7 +7,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use pvtime_vmm::boot::Boot;
 use pvtime_vmm::cli::{self, Cli, Command};
-use pvtime_vmm::{ctl, probe, run};
+use pvtime_vmm::{ctl, failure, probe, run};
 
 const HELP_FOR_NO_ARGUMENTS: ErrorKind = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     match command(cli.command) {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("pvtime: {error:#}");
+            eprintln!("pvtime: {}", failure::in_one_line(&error));
             ExitCode::FAILURE
         }
     }

@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -27,6 +26,7 @@ enum Stop {
     Guest(GuestStop),
     Signal(i32),
     Keys,
+    Api,
 }
 
 /// Runs a VM to its end.
@@ -56,7 +56,8 @@ pub fn run(args: &RunArgs, mut boot: Boot) -> Result<ExitCode> {
         args.memory,
         machine.time.stolen_time_provider()
     );
-    let status = Status::new(Arc::clone(&machine.time));
+    let stop = Event::new()?;
+    let status = Status::new(&args.id, &machine.time, &stop);
     let server = args
         .api_socket
         .as_deref()
@@ -68,7 +69,7 @@ pub fn run(args: &RunArgs, mut boot: Boot) -> Result<ExitCode> {
     let wake = Event::new()?;
     let threads = VcpuThreads::start(vcpus, &machine.time, &machine.bus, &wake)?;
     machine.time.start()?;
-    let stop = wait(&mut signals, &threads, &wake, &mut input);
+    let stop = wait(&mut signals, &threads, &wake, &stop, &mut input);
     drop((threads, terminal, server));
     finish(stop?)
 }
@@ -96,6 +97,7 @@ fn wait(
     signals: &mut Signals,
     threads: &VcpuThreads,
     wake: &Event,
+    stop: &Event,
     input: &mut Option<Input<'_>>,
 ) -> Result<Stop> {
     let stdin = io::stdin();
@@ -107,6 +109,7 @@ fn wait(
         let mut fds = vec![
             PollFd::new(signals.get_read(), PollFlags::IN),
             PollFd::new(wake, PollFlags::IN),
+            PollFd::new(stop, PollFlags::IN),
         ];
         fds.extend(drained.map(|drained| PollFd::new(drained, PollFlags::IN)));
         let stdin = stdin.as_fd();
@@ -122,6 +125,9 @@ fn wait(
         }
         if let Some(stop) = threads.stopped() {
             return Ok(Stop::Guest(stop));
+        }
+        if stop.clear() {
+            return Ok(Stop::Api);
         }
         if let Some(input) = input {
             if stdin_is_ready && input.read(stdin)?.is_break() {
@@ -145,6 +151,10 @@ fn finish(stop: Stop) -> Result<ExitCode> {
         Stop::Guest(GuestStop::Failed(error)) => Err(error),
         Stop::Keys => {
             eprintln!("pvtime: stopped");
+            Ok(ExitCode::SUCCESS)
+        }
+        Stop::Api => {
+            eprintln!("pvtime: stopped through its control socket");
             Ok(ExitCode::SUCCESS)
         }
         Stop::Signal(signal) => {

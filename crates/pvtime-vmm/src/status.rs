@@ -1,51 +1,110 @@
-//! What a running VM says of itself.
+//! A running VM, as its control socket shows and changes it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
+use pvtime::host::Cause;
 use pvtime::scale::Frequency;
-use pvtime_kvm::{StolenTimeProvider, TimeSample, VmTime, counter};
-use serde::Serialize;
-use serde_json::Value;
+use pvtime_kvm::record::Records;
+use pvtime_kvm::{TimeSample, VcpuSample, VmTime, counter};
 
-use crate::api::Resources;
+use crate::api::answers::{Accounts, Ledger, StolenTime, Time, VcpuTime, VmState};
+use crate::api::{Fault, Vm};
+use crate::event::Event;
 
-/// Answers questions about a VM, from any thread.
+/// Answers for a VM, from any thread.
 #[derive(Clone, Debug)]
 pub struct Status {
+    id: String,
     time: Arc<VmTime>,
-}
-
-/// The VM's time at one moment.
-#[derive(Debug, Serialize)]
-struct TimeReport {
-    /// Rate of the host's counter, which is the guest's, in Hz.
-    counter_frequency_hz: Option<u64>,
-    /// Who keeps stolen time.
-    stolen_time: StolenTimeProvider,
-    /// Clocks and accounts.
-    #[serde(flatten)]
-    sample: TimeSample,
-}
-
-impl Resources for Status {
-    fn time(&self) -> Result<Value> {
-        Ok(serde_json::to_value(self.read()?)?)
-    }
+    stop: Event,
 }
 
 impl Status {
-    /// For a VM with this time.
-    pub fn new(time: Arc<VmTime>) -> Self {
-        Self { time }
+    /// For a VM with this name and time, which ends when `stop` is raised.
+    pub fn new(id: &str, time: &Arc<VmTime>, stop: &Event) -> Self {
+        Self {
+            id: id.into(),
+            time: Arc::clone(time),
+            stop: stop.clone(),
+        }
+    }
+}
+
+impl Vm for Status {
+    fn id(&self) -> &str {
+        &self.id
     }
 
-    /// Reads clocks and accounts.
-    fn read(&self) -> Result<TimeReport> {
-        Ok(TimeReport {
+    fn state(&self) -> VmState {
+        match (self.time.records().last(), self.time.is_running()) {
+            (0, _) => VmState::NotStarted,
+            (_, true) => VmState::Running,
+            (_, false) => VmState::Paused,
+        }
+    }
+
+    fn time(&self) -> Result<Time> {
+        let TimeSample {
+            elapsed_ns,
+            paused_ns,
+            vcpus,
+        } = self.time.sample()?;
+        Ok(Time {
             counter_frequency_hz: counter::frequency().map(Frequency::hz),
-            stolen_time: self.time.stolen_time_provider(),
-            sample: self.time.sample()?,
+            stolen_time: self.time.stolen_time_provider().to_string(),
+            elapsed_ns,
+            paused_ns,
+            vcpus: vcpus.into_iter().map(VcpuTime::from).collect(),
         })
+    }
+
+    fn ledger(&self) -> Result<Ledger> {
+        let accounts = self.time.ledger()?;
+        let vcpus = accounts.iter().enumerate();
+        Ok(Ledger {
+            vcpus: vcpus
+                .map(|(index, accounts)| Accounts::new(index, accounts))
+                .collect(),
+        })
+    }
+
+    fn records(&self) -> &Records {
+        self.time.records()
+    }
+
+    fn pause(&self) -> Result<()> {
+        Ok(self.time.pause(Cause::Operator)?)
+    }
+
+    fn resume(&self) -> Result<()> {
+        Ok(self.time.resume()?)
+    }
+
+    fn snapshot(&self, _: &Path) -> Result<(), Fault> {
+        Err(Fault::unsupported(
+            "this VMM cannot save a VM yet; pause it instead".into(),
+        ))
+    }
+
+    fn stop(&self) {
+        self.stop.raise();
+    }
+}
+
+impl From<VcpuSample> for VcpuTime {
+    fn from(vcpu: VcpuSample) -> Self {
+        Self {
+            index: vcpu.index,
+            thread_id: vcpu.thread_id,
+            run_ns: vcpu.run_ns,
+            run_delay_ns: vcpu.run_delay_ns,
+            stolen_time: vcpu.stolen_time.map(|structure| StolenTime {
+                address: structure.address,
+                claimed: structure.claimed,
+                stolen_ns: structure.stolen_ns,
+            }),
+        }
     }
 }

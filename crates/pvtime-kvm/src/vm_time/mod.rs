@@ -52,6 +52,7 @@ pub struct VmTime {
 #[derive(Debug)]
 struct State {
     timeline: Timeline,
+    stops: Stops,
     vcpus: Vec<Vcpu>,
 }
 
@@ -102,7 +103,11 @@ impl VmTime {
             stolen: Stolen::new(vm, config.stolen_time.provider(host)?, &config)?,
             created_ns: clock::boottime_ns(),
             closed_for: Arc::default(),
-            state: Mutex::new(State { timeline, vcpus }),
+            state: Mutex::new(State {
+                timeline,
+                stops: Stops::default(),
+                vcpus,
+            }),
             records: Records::default(),
         }))
     }
@@ -246,8 +251,12 @@ impl VmTime {
             sample.map_err(|source| Error::Accounts { index, source })
         });
         let vcpus = vcpus.collect::<Result<_, _>>()?;
-        let elapsed_ns = clock::boottime_ns() - self.created_ns;
-        Ok(TimeSample { elapsed_ns, vcpus })
+        let now_ns = clock::boottime_ns();
+        Ok(TimeSample {
+            elapsed_ns: now_ns - self.created_ns,
+            paused_ns: state.stops.up_to(now_ns),
+            vcpus,
+        })
     }
 
     fn sample_thread(&self, index: usize, thread: Pid) -> Result<VcpuSample, thread_stat::Error> {
@@ -315,6 +324,8 @@ impl VmTime {
             self.carry_out(state, action)?;
         }
         state.timeline = step.timeline;
+        let is_stopped = state.timeline.stop_cause().is_some();
+        state.stops.enter(is_stopped, now.boottime_ns);
         if let Some(adjustment) = step.adjustment {
             self.records.push(Record::new(&adjustment, now.wall_ns));
         }
@@ -332,6 +343,24 @@ impl VmTime {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Physical time in which this process kept the VM stopped.
+#[derive(Debug, Default)]
+struct Stops {
+    over_ns: u64,
+    since_ns: Option<u64>,
+}
+
+impl Stops {
+    fn enter(&mut self, is_stopped: bool, now_ns: u64) {
+        self.over_ns = self.up_to(now_ns);
+        self.since_ns = is_stopped.then_some(now_ns);
+    }
+
+    fn up_to(&self, now_ns: u64) -> u64 {
+        self.over_ns + self.since_ns.map_or(0, |since_ns| now_ns - since_ns)
     }
 }
 
@@ -408,6 +437,8 @@ impl Vcpu {
 pub struct TimeSample {
     /// Physical time since the VM's time was made, in ns; it runs through pauses and host sleep.
     pub elapsed_ns: u64,
+    /// As much of it as the VM was stopped for in this process, up to now, in ns.
+    pub paused_ns: u64,
     /// One for each vCPU, in order.
     pub vcpus: Vec<VcpuSample>,
 }

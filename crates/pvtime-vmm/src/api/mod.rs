@@ -1,98 +1,131 @@
-//! The control socket: HTTP over a Unix socket, with JSON.
+//! The control socket: HTTP over a Unix socket, with JSON. `docs/api.md` describes it.
 //!
 //! | resource | method | is |
 //! |---|---|---|
-//! | `/` | GET | the VM: what runs it, its state |
-//! | `/time` | GET | its clocks, and where each vCPU's time went |
+//! | `/` | GET | what runs, and its state |
+//! | `/vm` | PATCH | pauses and resumes it |
+//! | `/snapshot/create` | PUT | saves it |
+//! | `/actions` | PUT | ends it |
+//! | `/time` | GET | its clocks, and what the host counted for each vCPU |
+//! | `/time/ledger` | GET | where each vCPU's time went |
+//! | `/time/events` | GET | what was done to its time |
+//!
+//! Names and bodies are Firecracker's where it has the same thing. There is one thread for each
+//! connection, of which there are few, and one request on each; whatever a client does, it holds a
+//! connection for a limited time.
 
+pub mod answers;
 pub mod client;
 mod http;
-
+pub mod requests;
+mod routes;
 mod server;
 
 pub use server::Server;
 
-use http::{Request, Response};
-use serde_json::{Value, json};
+use std::path::Path;
 
-/// What the resources are made from.
-pub trait Resources: Send + 'static {
-    /// The body of `/time`.
+use pvtime_kvm::record::Records;
+
+use crate::failure;
+use answers::{Ledger, Time, VmState};
+
+/// A VM, as the resources need it.
+pub trait Vm: Send + Sync + 'static {
+    /// Its name.
+    fn id(&self) -> &str;
+
+    /// What it does.
+    fn state(&self) -> VmState;
+
+    /// Its clocks.
     ///
     /// # Errors
     ///
     /// Where the accounts cannot be read.
-    fn time(&self) -> anyhow::Result<Value>;
+    fn time(&self) -> anyhow::Result<Time>;
+
+    /// Where its vCPUs' time went.
+    ///
+    /// # Errors
+    ///
+    /// Where the accounts cannot be read.
+    fn ledger(&self) -> anyhow::Result<Ledger>;
+
+    /// What was done to its time.
+    fn records(&self) -> &Records;
+
+    /// Pauses it.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not stop; it runs on then.
+    fn pause(&self) -> anyhow::Result<()>;
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    ///
+    /// Where its time cannot be set; it stays paused then.
+    fn resume(&self) -> anyhow::Result<()>;
+
+    /// Saves it into a new folder.
+    ///
+    /// # Errors
+    ///
+    /// Where that cannot be done; nothing that could be restored is left then.
+    fn snapshot(&self, folder: &Path) -> Result<(), Fault>;
+
+    /// Ends it, soon.
+    fn stop(&self);
 }
 
-/// Answers one request.
-fn answer(resources: &impl Resources, request: &Request) -> Response {
-    let body = match (request.method.as_str(), request.path.as_str()) {
-        ("GET", "/") => Ok(json!({
-            "app_name": "pvtime",
-            "vmm_version": env!("CARGO_PKG_VERSION"),
-            "state": "Running",
-        })),
-        ("GET", "/time") => resources.time(),
-        (_, "/" | "/time") => {
-            return Response::fault(405, "this resource can be read only: use GET");
+/// A refusal or a failure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// HTTP's number for it.
+    pub status: u16,
+    /// What is wrong and what to do, in one sentence.
+    pub message: String,
+}
+
+impl Fault {
+    /// The client asked for what cannot be asked for.
+    #[must_use]
+    pub fn bad_request(message: String) -> Self {
+        Self {
+            status: 400,
+            message,
         }
-        (_, path) => {
-            return Response::fault(404, &format!("there is no {path}; GET / and /time exist"));
+    }
+
+    /// The VM is in no state for this.
+    #[must_use]
+    pub fn conflict(message: String) -> Self {
+        Self {
+            status: 409,
+            message,
         }
-    };
-    match body {
-        Ok(body) => Response::new(200, &body),
-        Err(error) => Response::fault(500, &format!("{error:#}")),
+    }
+
+    /// This VMM cannot do it.
+    #[must_use]
+    pub fn unsupported(message: String) -> Self {
+        Self {
+            status: 501,
+            message,
+        }
+    }
+}
+
+impl From<anyhow::Error> for Fault {
+    fn from(error: anyhow::Error) -> Self {
+        Self {
+            status: 500,
+            message: failure::in_one_line(&error),
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Fixed(Result<u64, &'static str>);
-
-    impl Resources for Fixed {
-        fn time(&self) -> anyhow::Result<Value> {
-            self.0
-                .map(|elapsed_ns| json!({ "elapsed_ns": elapsed_ns }))
-                .map_err(anyhow::Error::msg)
-        }
-    }
-
-    fn get(resources: &Fixed, method: &str, path: &str) -> (u16, Value) {
-        let request = Request {
-            method: method.into(),
-            path: path.into(),
-        };
-        let response = answer(resources, &request);
-        (
-            response.status,
-            serde_json::from_slice(&response.body).unwrap(),
-        )
-    }
-
-    #[test]
-    fn resources_are_found_by_name_and_method() {
-        let fixed = Fixed(Ok(7));
-        assert_eq!(get(&fixed, "GET", "/").1["app_name"], "pvtime");
-        assert_eq!(get(&fixed, "GET", "/time"), (200, json!({"elapsed_ns": 7})));
-        assert_eq!(get(&fixed, "PUT", "/time").0, 405);
-        let (status, fault) = get(&fixed, "GET", "/nothing");
-        assert_eq!(status, 404);
-        assert_eq!(
-            fault["fault_message"],
-            "there is no /nothing; GET / and /time exist"
-        );
-    }
-
-    #[test]
-    fn a_failure_is_said() {
-        let (status, fault) = get(&Fixed(Err("the thread has ended")), "GET", "/time");
-        assert_eq!(
-            (status, &fault["fault_message"]),
-            (500, &json!("the thread has ended"))
-        );
-    }
-}
+pub(crate) mod fake;

@@ -1,28 +1,49 @@
-//! The server's thread.
+//! The server's threads: one that accepts, and one for each of a few connections.
 
-use std::io;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Builder, JoinHandle, Scope};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::process::umask;
 
 use super::http::{Request, Response};
-use super::{Resources, answer};
+use super::routes::Api;
+use super::{Fault, Vm};
+use crate::event::Event;
 
-/// How long a client may take to ask, or to take the answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How much a server lets itself be asked at a time.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Connections at a time.
+    connections: usize,
+    /// For a whole request to arrive, and again for its answer to be taken.
+    patience: Duration,
+}
 
-/// A control socket. Dropping it ends its thread and removes the socket.
-#[derive(Debug)]
+const LIMITS: Limits = Limits {
+    connections: 32,
+    patience: Duration::from_secs(2),
+};
+
+/// How long to wait with the next client when the process has no file descriptor left for it.
+const WITHOUT_DESCRIPTORS: Duration = Duration::from_millis(100);
+
+/// A control socket. Dropping it ends its threads and removes the socket.
 pub struct Server {
     path: PathBuf,
-    stop: Arc<AtomicBool>,
+    /// Device and inode of the socket.
+    file: (u64, u64),
+    api: Arc<Api>,
+    stop: Event,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -34,25 +55,24 @@ impl Server {
     /// # Errors
     ///
     /// Where the path is taken or cannot be made.
-    pub fn start(path: &Path, resources: impl Resources) -> Result<Self> {
-        let mask = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-        let listener = UnixListener::bind(path);
-        umask(mask);
-        let listener = listener.with_context(|| {
-            format!(
-                "cannot make the control socket {}; give --api-socket a path that does not exist, \
-                 in a folder that does",
-                path.display()
-            )
-        })?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+    pub fn start(path: &Path, vm: impl Vm) -> Result<Self> {
+        Self::start_with(path, vm, LIMITS)
+    }
+
+    fn start_with(path: &Path, vm: impl Vm, limits: Limits) -> Result<Self> {
+        let listener = bind(path)?;
+        let metadata = fs::symlink_metadata(path).context("the control socket is gone")?;
+        let api = Arc::new(Api::new(vm));
+        let stop = Event::new()?;
+        let (its_api, its_stop) = (Arc::clone(&api), stop.clone());
         let thread = Builder::new()
             .name("api".into())
-            .spawn(move || serve(&listener, &resources, &stopped))
+            .spawn(move || serve(&listener, &its_api, &its_stop, limits))
             .context("cannot start the control socket's thread")?;
         Ok(Self {
             path: path.into(),
+            file: (metadata.dev(), metadata.ino()),
+            api,
             stop,
             thread: Some(thread),
         })
@@ -61,102 +81,201 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        // Wakes the thread; where nobody can connect it is not waiting either.
-        let _ = UnixStream::connect(&self.path);
+        self.stop.raise();
+        // Whoever waits for a record would hold up the end.
+        self.api.vm().records().finish();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-fn serve(listener: &UnixListener, resources: &impl Resources, stop: &AtomicBool) {
-    for stream in listener.incoming() {
-        if stop.load(Ordering::Acquire) {
-            return;
+        let is_ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.file);
+        if is_ours {
+            let _ = fs::remove_file(&self.path);
         }
-        // A client that breaks off is its own loss.
-        let _ = stream.and_then(|stream| converse(stream, resources));
     }
 }
 
-fn converse(mut stream: UnixStream, resources: &impl Resources) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let response = match Request::read(&mut stream) {
-        Ok(request) => answer(resources, &request),
-        Err(error) => Response::fault(400, &error.to_string()),
+fn bind(path: &Path) -> Result<UnixListener> {
+    let mask = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let listener = UnixListener::bind(path);
+    umask(mask);
+    let path_shown = path.display();
+    let listener = match listener {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_abandoned(path) => bail!(
+            "the control socket {path_shown} was left by a VMM that has ended; remove it, or give \
+             --api-socket another path"
+        ),
+        listener => listener.with_context(|| {
+            format!(
+                "cannot make the control socket {path_shown}; give --api-socket a path that does \
+                 not exist, in a folder that does"
+            )
+        })?,
     };
-    response.write(&mut stream)
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Whether this is a socket with nobody behind it.
+fn is_abandoned(path: &Path) -> bool {
+    let is_socket = fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    let refuses = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    is_socket && UnixStream::connect(path).is_err_and(refuses)
+}
+
+fn serve(listener: &UnixListener, api: &Api, stop: &Event, limits: Limits) {
+    let open = Open::default();
+    thread::scope(|scope| {
+        while next_client(listener, stop) {
+            match listener.accept() {
+                Ok((stream, _)) => admit(scope, &open, stream, api, limits),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => thread::sleep(WITHOUT_DESCRIPTORS),
+            }
+        }
+        open.hang_up();
+    });
+}
+
+/// Waits for a client; false where there is to be none any more.
+fn next_client(listener: &UnixListener, stop: &Event) -> bool {
+    let mut fds = [
+        PollFd::new(stop, PollFlags::IN),
+        PollFd::new(listener, PollFlags::IN),
+    ];
+    // The only error is a signal, and accepting does not wait.
+    let _ = poll(&mut fds, None);
+    fds[0].revents().is_empty()
+}
+
+/// Converses with a client on a thread of its own, or tells it that there are too many.
+fn admit<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    open: &'scope Open,
+    stream: UnixStream,
+    api: &'scope Api,
+    limits: Limits,
+) {
+    let stream = Arc::new(stream);
+    let admitted = open.enter(&stream, limits.connections).is_some_and(|seat| {
+        let stream = Arc::clone(&stream);
+        let thread = Builder::new().name("api-client".into());
+        let started = thread.spawn_scoped(scope, move || {
+            // A client that breaks off is its own loss.
+            let _ = converse(&stream, api, limits.patience);
+            drop(seat);
+        });
+        started.is_ok()
+    });
+    if !admitted {
+        let fault = Fault {
+            status: 503,
+            message: format!(
+                "{} connections are open; close one, or ask again in a moment",
+                limits.connections
+            ),
+        };
+        // It fits into the socket's buffer: nobody is waited for.
+        let _ = stream.set_nonblocking(true);
+        let _ = Response::fault(&fault).write(&mut &*stream);
+    }
+}
+
+/// Takes one request and answers it.
+fn converse(stream: &UnixStream, api: &Api, patience: Duration) -> io::Result<()> {
+    let response = match Request::read(&mut Timed::new(stream, patience)) {
+        Ok(request) => api.answer(&request),
+        Err(error) => match error.fault() {
+            Some(fault) => Response::fault(&fault),
+            None => return Ok(()),
+        },
+    };
+    response.write(&mut Timed::new(stream, patience))
+}
+
+/// A stream that fails when a moment has come, however many reads and writes that takes.
+struct Timed<'a> {
+    stream: &'a UnixStream,
+    until: Instant,
+}
+
+impl<'a> Timed<'a> {
+    fn new(stream: &'a UnixStream, patience: Duration) -> Self {
+        Self {
+            stream,
+            until: Instant::now() + patience,
+        }
+    }
+
+    fn remaining(&self) -> io::Result<Option<Duration>> {
+        match self.until.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+            remaining => Ok(Some(remaining)),
+        }
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.remaining()?)?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.remaining()?)?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// The connections that are open.
+#[derive(Default)]
+struct Open(Mutex<Vec<Arc<UnixStream>>>);
+
+impl Open {
+    /// Takes a place, if there is one.
+    fn enter(&self, stream: &Arc<UnixStream>, most: usize) -> Option<Seat<'_>> {
+        let mut streams = self.lock();
+        if streams.len() >= most {
+            return None;
+        }
+        streams.push(Arc::clone(stream));
+        Some(Seat {
+            open: self,
+            stream: Arc::clone(stream),
+        })
+    }
+
+    /// Ends the wait for requests that have not arrived; answers are given still.
+    fn hang_up(&self) {
+        for stream in &*self.lock() {
+            let _ = stream.shutdown(Shutdown::Read);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<UnixStream>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's place, until this is dropped.
+struct Seat<'a> {
+    open: &'a Open,
+    stream: Arc<UnixStream>,
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.open
+            .lock()
+            .retain(|stream| !Arc::ptr_eq(stream, &self.stream));
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-    use std::os::unix::fs::{FileTypeExt, MetadataExt};
-
-    use serde_json::{Value, json};
-    use tempfile::TempDir;
-
-    use super::*;
-    use crate::api::client;
-
-    struct Fixed;
-
-    impl Resources for Fixed {
-        fn time(&self) -> Result<Value> {
-            Ok(json!({ "elapsed_ns": 7 }))
-        }
-    }
-
-    #[test]
-    fn a_client_gets_its_answer_and_the_socket_goes_with_the_server() {
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join("vm.sock");
-        let server = Server::start(&path, Fixed).unwrap();
-        let metadata = path.metadata().unwrap();
-        assert!(metadata.file_type().is_socket());
-        assert_eq!(metadata.mode() & 0o777, 0o600, "for this user alone");
-
-        assert_eq!(
-            client::get(&path, "/time").unwrap(),
-            json!({ "elapsed_ns": 7 })
-        );
-        let error = client::get(&path, "/none").unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "the VM refuses: there is no /none; GET / and /time exist"
-        );
-
-        drop(server);
-        assert!(!path.exists());
-        let error = client::get(&path, "/").unwrap_err().to_string();
-        assert!(error.starts_with("cannot reach a VM at "), "{error}");
-    }
-
-    #[test]
-    fn nonsense_and_silence_do_not_hold_up_the_next_client() {
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join("vm.sock");
-        let _server = Server::start(&path, Fixed).unwrap();
-        let mut nonsense = UnixStream::connect(&path).unwrap();
-        nonsense.write_all(b"\xff\xff\r\n\r\n").unwrap();
-        assert_eq!(Response::read(&mut nonsense).unwrap().status, 400);
-        let _silent = UnixStream::connect(&path).unwrap();
-        client::get(&path, "/").unwrap();
-    }
-
-    #[test]
-    fn a_path_that_is_taken_is_left_alone() {
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join("taken");
-        std::fs::write(&path, "precious").unwrap();
-        let error = Server::start(&path, Fixed).unwrap_err().to_string();
-        assert!(
-            error.contains("give --api-socket a path that does not exist"),
-            "{error}"
-        );
-        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-    }
-}
+mod tests;

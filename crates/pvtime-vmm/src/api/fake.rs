@@ -1,0 +1,181 @@
+//! A VM without a machine, for tests of the socket.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Result, bail};
+use pvtime_kvm::record::{GapRecord, ReadingRecord, Record, Records};
+
+use super::answers::{Accounts, Ledger, PausedByCause, StolenTime, Time, VcpuTime, VmState};
+use super::{Fault, Vm};
+
+/// A VM that has one vCPU, records what is done to it, and does nothing.
+#[derive(Clone, Default)]
+pub struct FakeVm(Arc<Inner>);
+
+/// What its clones share.
+#[derive(Default)]
+pub struct Inner {
+    pub records: Records,
+    pub is_paused: AtomicBool,
+    /// Whatever it is told fails.
+    pub is_broken: AtomicBool,
+    pub is_stopped: AtomicBool,
+    pub snapshots: Mutex<Vec<PathBuf>>,
+    /// Where a snapshot says that it began, and what it then waits for.
+    hold: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+}
+
+impl std::ops::Deref for FakeVm {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl FakeVm {
+    /// A VM that was started.
+    pub fn started() -> Self {
+        let vm = Self::default();
+        vm.records.push(record("start"));
+        vm
+    }
+
+    /// The next snapshot says that it began, and goes on when it is told.
+    pub fn hold_snapshot(&self) -> (Receiver<()>, Sender<()>) {
+        let (begins, has_begun) = channel();
+        let (go_on, waits) = channel();
+        *self.hold.lock().unwrap() = Some((begins, waits));
+        (has_begun, go_on)
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.is_broken.load(Ordering::SeqCst) {
+            bail!("the thread has ended")
+        }
+        Ok(())
+    }
+}
+
+/// A record of an event with all there can be.
+pub fn record(event: &str) -> Record {
+    let reading = ReadingRecord {
+        host: 250_000_000,
+        guest: 50_000_000,
+        offset: 200_000_000,
+        frequency_hz: 25_000_000,
+    };
+    let is_start = event == "start";
+    let text = |text: &str| (!is_start).then(|| text.to_owned());
+    Record {
+        sequence: 0,
+        wall_ns: 1_789_000_000_123_456_789,
+        event: event.into(),
+        cause: text("operator"),
+        policy: text("freeze"),
+        gap: (event == "resume").then(|| GapRecord {
+            ns: 3_000_000_000,
+            ticks: 75_000_000,
+            error_ns: Some(1_500),
+            source: "counter".into(),
+        }),
+        hidden_ns: if is_start { 0 } else { 3_000_000_000 },
+        shown_ticks: (event == "resume").then_some(0),
+        clamped: false,
+        before: reading,
+        after: reading,
+        live: None,
+    }
+}
+
+impl Vm for FakeVm {
+    fn id(&self) -> &'static str {
+        "fake"
+    }
+
+    fn state(&self) -> VmState {
+        match (self.records.last(), self.is_paused.load(Ordering::SeqCst)) {
+            (0, _) => VmState::NotStarted,
+            (_, true) => VmState::Paused,
+            (_, false) => VmState::Running,
+        }
+    }
+
+    fn time(&self) -> Result<Time> {
+        self.check()?;
+        Ok(Time {
+            counter_frequency_hz: Some(25_000_000),
+            stolen_time: "kernel".into(),
+            elapsed_ns: 2_000_000_000,
+            paused_ns: 500_000_000,
+            vcpus: vec![VcpuTime {
+                index: 0,
+                thread_id: Some(7),
+                run_ns: 1_500_000_000,
+                run_delay_ns: 2_000_000,
+                stolen_time: Some(StolenTime {
+                    address: 0xa00_0000,
+                    claimed: true,
+                    stolen_ns: 3_000_000,
+                }),
+            }],
+        })
+    }
+
+    fn ledger(&self) -> Result<Ledger> {
+        self.check()?;
+        Ok(Ledger {
+            vcpus: vec![Accounts {
+                index: 0,
+                physical_ns: 4_000_000_000,
+                run_ns: 2_000_000_000,
+                idle_ns: 1_000_000_000,
+                stolen_ns: 400_000_000,
+                paused_ns: PausedByCause {
+                    operator_ns: 500_000_000,
+                    snapshot_ns: 100_000_000,
+                    migration_ns: 0,
+                    host_suspend_ns: 0,
+                },
+                residual_ns: -7_000,
+                virtual_ns: 3_000_000_000,
+                live_ns: 3_400_000_000,
+            }],
+        })
+    }
+
+    fn records(&self) -> &Records {
+        &self.records
+    }
+
+    fn pause(&self) -> Result<()> {
+        self.check()?;
+        self.is_paused.store(true, Ordering::SeqCst);
+        self.records.push(record("pause"));
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<()> {
+        self.check()?;
+        self.is_paused.store(false, Ordering::SeqCst);
+        self.records.push(record("resume"));
+        Ok(())
+    }
+
+    fn snapshot(&self, folder: &Path) -> Result<(), Fault> {
+        if let Some((begins, waits)) = self.hold.lock().unwrap().take() {
+            begins.send(()).unwrap();
+            waits.recv().unwrap();
+        }
+        self.check()?;
+        self.snapshots.lock().unwrap().push(folder.into());
+        Ok(())
+    }
+
+    fn stop(&self) {
+        self.is_stopped.store(true, Ordering::SeqCst);
+    }
+}

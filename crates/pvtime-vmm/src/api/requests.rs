@@ -1,0 +1,234 @@
+//! What clients may ask for, checked. A refusal names the field.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::Fault;
+
+/// Longest wait for an event.
+pub const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// `PATCH /vm`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeState {
+    /// What the VM is to do.
+    pub state: WantedState,
+}
+
+/// What a VM can be told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WantedState {
+    /// Stop for a while.
+    Paused,
+    /// Go on.
+    Resumed,
+}
+
+/// `PUT /snapshot/create`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshot {
+    /// The folder to make.
+    pub snapshot_path: PathBuf,
+}
+
+/// `PUT /actions`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Action {
+    /// Which.
+    pub action_type: ActionType,
+}
+
+/// What else a VM can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ActionType {
+    /// End.
+    Stop,
+}
+
+/// The query of `GET /time/events`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventsQuery {
+    /// Records after this number.
+    pub after: u64,
+    /// For how long to wait for the first.
+    pub wait: Duration,
+}
+
+/// Parses a JSON body.
+///
+/// # Errors
+///
+/// Where it is none, or has a field too few, too many or of another type.
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let refuse =
+        |what: &str, error: &dyn std::fmt::Display| Fault::bad_request(format!("{what}: {error}"));
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let field = error.path().to_string();
+        match field.as_str() {
+            "." => refuse("the body is not what this resource takes", error.inner()),
+            field => refuse(&format!("the field {field}"), error.inner()),
+        }
+    })?;
+    json.end()
+        .map_err(|error| refuse("the body has more than one JSON value", &error))?;
+    Ok(value)
+}
+
+impl EventsQuery {
+    /// Parses `after=N&wait_ms=M`, each of which may be absent.
+    ///
+    /// # Errors
+    ///
+    /// For other names, what is no number, and waits over [`MAX_WAIT`].
+    pub fn parse(query: &str) -> Result<Self, Fault> {
+        let mut parsed = Self::default();
+        for (name, value) in pairs(query) {
+            match name {
+                "after" => parsed.after = number(name, value)?,
+                "wait_ms" => parsed.wait = Duration::from_millis(number(name, value)?),
+                _ => return Err(unknown(name, "after and wait_ms")),
+            }
+        }
+        if parsed.wait > MAX_WAIT {
+            return Err(Fault::bad_request(format!(
+                "wait_ms is {} and may be {} at most; ask again when it is over",
+                parsed.wait.as_millis(),
+                MAX_WAIT.as_millis()
+            )));
+        }
+        Ok(parsed)
+    }
+}
+
+/// Refuses any query.
+///
+/// # Errors
+///
+/// For a query.
+pub fn no_query(query: &str) -> Result<(), Fault> {
+    match pairs(query).next() {
+        Some((name, _)) => Err(unknown(name, "nothing")),
+        None => Ok(()),
+    }
+}
+
+fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+fn number(name: &str, value: &str) -> Result<u64, Fault> {
+    value.parse().map_err(|_| {
+        Fault::bad_request(format!(
+            "{name} is {value:?} and has to be a whole number up to 2^64 - 1"
+        ))
+    })
+}
+
+fn unknown(name: &str, known: &str) -> Fault {
+    Fault::bad_request(format!(
+        "{name:?} cannot be asked for here; this resource's query knows {known}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal<T: DeserializeOwned + std::fmt::Debug>(body: &str) -> String {
+        let fault = parse::<T>(body.as_bytes()).unwrap_err();
+        assert_eq!(fault.status, 400);
+        fault.message
+    }
+
+    #[test]
+    fn bodies_are_read() {
+        let change: ChangeState = parse(br#" {"state": "Paused"} "#).unwrap();
+        assert_eq!(change.state, WantedState::Paused);
+        let snapshot: CreateSnapshot = parse(br#"{"snapshot_path":"/a b"}"#).unwrap();
+        assert_eq!(snapshot.snapshot_path, PathBuf::from("/a b"));
+        let action: Action = parse(br#"{"action_type":"Stop"}"#).unwrap();
+        assert_eq!(action.action_type, ActionType::Stop);
+    }
+
+    #[test]
+    fn a_refusal_names_the_field() {
+        for (body, expected) in [
+            (
+                r#"{"state":"Stopped"}"#,
+                "the field state: unknown variant `Stopped`, expected `Paused` or `Resumed`",
+            ),
+            (r#"{"state":7}"#, "the field state: "),
+            (r#"{"state":null}"#, "the field state: "),
+            (
+                r#"{"state":"Paused","when":1}"#,
+                "unknown field `when`, expected `state`",
+            ),
+            ("{}", "missing field `state`"),
+            (
+                r#"{"state":"Paused","state":"Paused"}"#,
+                "duplicate field `state`",
+            ),
+            ("[]", "the body is not what this resource takes"),
+            ("", "the body is not what this resource takes"),
+            ("{\"state\"", "EOF"),
+            (
+                r#"{"state":"Paused"}{}"#,
+                "the body has more than one JSON value",
+            ),
+            ("{\"state\":\"\u{fffd}\"}", "the field state: "),
+        ] {
+            let message = refusal::<ChangeState>(body);
+            assert!(message.contains(expected), "{body}: {message}");
+        }
+        let message = refusal::<CreateSnapshot>(r#"{"snapshot_path":7}"#);
+        assert!(
+            message.starts_with("the field snapshot_path: invalid type: integer"),
+            "{message}"
+        );
+        let message = refusal::<Action>(r#"{"action_type":"InstanceStart"}"#);
+        assert!(
+            message.starts_with("the field action_type: unknown variant"),
+            "{message}"
+        );
+        assert_eq!(parse::<Action>(b"\xff").unwrap_err().status, 400);
+        let deep = format!("{{\"state\":{}", "[".repeat(60_000));
+        assert!(refusal::<ChangeState>(&deep).contains("the field state: "));
+    }
+
+    #[test]
+    fn queries_are_read_and_refused_by_name() {
+        let query = |after, wait_ms| EventsQuery {
+            after,
+            wait: Duration::from_millis(wait_ms),
+        };
+        assert_eq!(EventsQuery::parse(""), Ok(query(0, 0)));
+        assert_eq!(EventsQuery::parse("wait_ms=60000"), Ok(query(0, 60_000)));
+        assert_eq!(
+            EventsQuery::parse("after=18446744073709551615&wait_ms=5"),
+            Ok(query(u64::MAX, 5))
+        );
+        for (text, expected) in [
+            ("after=-1", "after is \"-1\""),
+            ("after=", "after is \"\""),
+            ("after", "after is \"\""),
+            ("after=18446744073709551616", "after is "),
+            ("wait_ms=60001", "wait_ms is 60001 and may be 60000 at most"),
+            ("afterwards=1", "\"afterwards\" cannot be asked for here"),
+        ] {
+            let message = EventsQuery::parse(text).unwrap_err().message;
+            assert!(message.starts_with(expected), "{message}");
+        }
+        assert_eq!(no_query(""), Ok(()));
+        assert!(no_query("x=1").unwrap_err().message.starts_with("\"x\""));
+    }
+}

@@ -1,0 +1,216 @@
+//! Which resource does what.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::answers::{Events, Instance, VmState};
+use super::http::{Request, Response};
+use super::requests::{
+    Action, ActionType, ChangeState, CreateSnapshot, EventsQuery, WantedState, no_query, parse,
+};
+use super::{Fault, Vm};
+
+/// A method of a resource.
+pub struct Route {
+    /// In capitals.
+    pub method: &'static str,
+    /// From the first slash on.
+    pub path: &'static str,
+    answer: fn(&Api, &Request) -> Result<Response, Fault>,
+}
+
+/// All there is.
+pub const ROUTES: &[Route] = &[
+    route("GET", "/", instance),
+    route("PATCH", "/vm", change_state),
+    route("PUT", "/snapshot/create", create_snapshot),
+    route("PUT", "/actions", act),
+    route("GET", "/time", time),
+    route("GET", "/time/ledger", ledger),
+    route("GET", "/time/events", events),
+];
+
+const fn route(
+    method: &'static str,
+    path: &'static str,
+    answer: fn(&Api, &Request) -> Result<Response, Fault>,
+) -> Route {
+    Route {
+        method,
+        path,
+        answer,
+    }
+}
+
+/// A VM and who changes it.
+pub struct Api {
+    vm: Box<dyn Vm>,
+    /// The change that is under way.
+    change: Mutex<Option<&'static str>>,
+}
+
+impl Api {
+    /// For this VM.
+    pub fn new(vm: impl Vm) -> Self {
+        Self {
+            vm: Box::new(vm),
+            change: Mutex::default(),
+        }
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &dyn Vm {
+        &*self.vm
+    }
+
+    /// Answers one request.
+    pub fn answer(&self, request: &Request) -> Response {
+        let of_path = || ROUTES.iter().filter(|it| it.path == request.path);
+        let answered = match of_path().find(|it| it.method == request.method) {
+            Some(route) => check_shape(request).and_then(|()| (route.answer)(self, request)),
+            None if of_path().next().is_some() => {
+                let allowed: Vec<_> = of_path().map(|it| it.method).collect();
+                return Response::not_allowed(&request.path, &allowed.join(", "));
+            }
+            None => Err(no_such_path(&request.path)),
+        };
+        answered.unwrap_or_else(|fault| Response::fault(&fault))
+    }
+
+    /// Does one change, unless another is under way. A change does not wait for another: what its
+    /// sender believed of the VM would be past.
+    fn change(
+        &self,
+        name: &'static str,
+        change: impl FnOnce() -> Result<(), Fault>,
+    ) -> Result<Response, Fault> {
+        let _under_way = UnderWay::enter(&self.change, name)?;
+        change().map(|()| Response::no_content())
+    }
+}
+
+/// A change that is under way, until this is dropped.
+struct UnderWay<'a>(&'a Mutex<Option<&'static str>>);
+
+impl<'a> UnderWay<'a> {
+    fn enter(change: &'a Mutex<Option<&'static str>>, name: &'static str) -> Result<Self, Fault> {
+        let mut under_way = change.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = *under_way {
+            return Err(Fault::conflict(format!(
+                "another client's {other} is under way; ask again when it is over"
+            )));
+        }
+        *under_way = Some(name);
+        Ok(Self(change))
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+fn no_such_path(path: &str) -> Fault {
+    let known: Vec<_> = ROUTES.iter().map(|it| it.path).collect();
+    Fault {
+        status: 404,
+        message: format!("there is no {path}; there are {}", known.join(", ")),
+    }
+}
+
+/// Reading takes no body, and changing takes no query.
+fn check_shape(request: &Request) -> Result<(), Fault> {
+    if request.method != "GET" {
+        return no_query(&request.query);
+    }
+    if request.body.is_empty() {
+        return Ok(());
+    }
+    Err(Fault::bad_request(format!(
+        "GET {} takes no body; leave it out",
+        request.path
+    )))
+}
+
+fn instance(api: &Api, request: &Request) -> Result<Response, Fault> {
+    no_query(&request.query)?;
+    Ok(Response::ok(&Instance {
+        app_name: "pvtime".into(),
+        id: api.vm().id().into(),
+        state: api.vm().state(),
+        vmm_version: env!("CARGO_PKG_VERSION").into(),
+    }))
+}
+
+/// A VM that is in the wanted state already stays in it, and that is no event.
+fn change_state(api: &Api, request: &Request) -> Result<Response, Fault> {
+    let ChangeState { state } = parse(&request.body)?;
+    let vm = api.vm();
+    match state {
+        WantedState::Paused => api.change("pause", || match vm.state() {
+            VmState::Running => Ok(vm.pause()?),
+            VmState::Paused => Ok(()),
+            VmState::NotStarted => Err(not_started()),
+        }),
+        WantedState::Resumed => api.change("resume", || match vm.state() {
+            VmState::Running => Ok(()),
+            VmState::Paused => Ok(vm.resume()?),
+            VmState::NotStarted => Err(not_started()),
+        }),
+    }
+}
+
+fn not_started() -> Fault {
+    Fault::conflict("the VM was not started yet; ask again in a moment".into())
+}
+
+fn create_snapshot(api: &Api, request: &Request) -> Result<Response, Fault> {
+    let CreateSnapshot { snapshot_path } = parse(&request.body)?;
+    if !snapshot_path.is_absolute() {
+        return Err(Fault::bad_request(format!(
+            "the field snapshot_path: {} is relative, and the VMM's folder is not yours; give a \
+             path that begins with /",
+            snapshot_path.display()
+        )));
+    }
+    api.change("snapshot", || api.vm().snapshot(&snapshot_path))
+}
+
+fn act(api: &Api, request: &Request) -> Result<Response, Fault> {
+    let Action { action_type } = parse(&request.body)?;
+    match action_type {
+        ActionType::Stop => api.change("stop", || {
+            api.vm().stop();
+            Ok(())
+        }),
+    }
+}
+
+fn time(api: &Api, request: &Request) -> Result<Response, Fault> {
+    no_query(&request.query)?;
+    Ok(Response::ok(&api.vm().time()?))
+}
+
+fn ledger(api: &Api, request: &Request) -> Result<Response, Fault> {
+    no_query(&request.query)?;
+    Ok(Response::ok(&api.vm().ledger()?))
+}
+
+fn events(api: &Api, request: &Request) -> Result<Response, Fault> {
+    let EventsQuery { after, wait } = EventsQuery::parse(&request.query)?;
+    let records = api.vm().records();
+    let mut events = records.after(after, wait);
+    // In this order: a record that is added meanwhile makes `last` larger than those given, and
+    // the client asks again, even if the VM has ended.
+    let ended = records.is_finished();
+    let last = records.last();
+    events.truncate(Events::PAGE);
+    Ok(Response::ok(&Events {
+        events,
+        last,
+        ended,
+    }))
+}
+
+#[cfg(test)]
+mod tests;

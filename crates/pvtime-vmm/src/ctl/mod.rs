@@ -1,0 +1,87 @@
+//! `pvtime ctl`: asks a running VM, and tells it what to do.
+
+mod events;
+mod ledger;
+mod status;
+
+use std::io::{self, ErrorKind, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::api::answers::Events;
+use crate::api::client::Client;
+use crate::api::requests::{Action, ActionType, ChangeState, CreateSnapshot, WantedState};
+use crate::cli::{CtlArgs, CtlCommand};
+
+/// Carries out the command.
+///
+/// # Errors
+///
+/// Where the VM cannot be reached or refuses.
+pub fn ctl(args: &CtlArgs) -> Result<ExitCode> {
+    let client = Client::new(&args.socket);
+    match carry_out(&client, &args.command) {
+        // Whoever read what is printed has enough of it.
+        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        done => done.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn carry_out(client: &Client, command: &CtlCommand) -> Result<()> {
+    match command {
+        CtlCommand::Status { json } => status::show(client, *json),
+        CtlCommand::Ledger { json } => ledger::show(client, *json),
+        CtlCommand::Events {
+            after,
+            follow,
+            json,
+        } => events::show(client, *after, *follow, *json),
+        CtlCommand::Pause { json } => change_state(client, WantedState::Paused, *json),
+        CtlCommand::Resume { json } => change_state(client, WantedState::Resumed, *json),
+        CtlCommand::Snapshot { folder } => snapshot(client, folder),
+        CtlCommand::Stop => {
+            let action_type = ActionType::Stop;
+            Ok(client.change("PUT", "/actions", &Action { action_type })?)
+        }
+    }
+}
+
+/// Changes the state and shows what that did.
+fn change_state(client: &Client, state: WantedState, json: bool) -> Result<()> {
+    let before: Events = client.get(&format!("/time/events?after={}", u64::MAX))?;
+    client.change("PATCH", "/vm", &ChangeState { state })?;
+    let shown = events::show_after(client, before.last, json)?;
+    if shown == before.last && !json {
+        let state = match state {
+            WantedState::Paused => "paused",
+            WantedState::Resumed => "running",
+        };
+        print(&format!("The VM is {state} already."))?;
+    }
+    Ok(())
+}
+
+fn snapshot(client: &Client, folder: &Path) -> Result<()> {
+    let snapshot_path =
+        std::path::absolute(folder).with_context(|| format!("{} is no path", folder.display()))?;
+    snapshot_path
+        .to_str()
+        .with_context(|| format!("{} is not UTF-8; give another path", folder.display()))?;
+    let body = CreateSnapshot { snapshot_path };
+    Ok(client.change("PUT", "/snapshot/create", &body)?)
+}
+
+/// Prints a line, or some.
+fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{text}")?;
+    stdout.flush()
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
