@@ -57,8 +57,6 @@ pub struct GuestSpec {
     pub memory_mib: u32,
     /// What each vCPU does from the start.
     pub workload: Workload,
-    /// From one of its samples to the next; 0 for none but those that are asked for.
-    pub sample_period_ms: u32,
     /// `--stolen-time`.
     pub stolen_time: &'static str,
 }
@@ -72,7 +70,6 @@ impl GuestSpec {
             cpus: 1,
             memory_mib: 128,
             workload: Workload::Idle,
-            sample_period_ms: 500,
             stolen_time: "on",
         }
     }
@@ -81,6 +78,7 @@ impl GuestSpec {
 /// A guest that was started. It ends with its host at the latest.
 pub struct Guest {
     name: &'static str,
+    is_busy: bool,
     vmm: Spawned,
     pvtime: String,
     socket: String,
@@ -137,6 +135,7 @@ impl Guest {
         }
         Ok(Self {
             name,
+            is_busy: spec.workload != Workload::Idle,
             vmm,
             pvtime,
             socket,
@@ -152,6 +151,12 @@ impl Guest {
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Whether it was started with work to do.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.is_busy
     }
 
     /// The VMM's process on the host.
@@ -172,8 +177,7 @@ impl Guest {
         }
     }
 
-    /// Asks the guest program for something, and waits for the report that answers. Of the reports
-    /// that arrive meanwhile, samples are kept for [`Self::take_samples`].
+    /// Asks the guest program for something, and waits for the report that answers.
     ///
     /// # Errors
     /// When the guest refuses or does not answer.
@@ -199,22 +203,6 @@ impl Guest {
             Body::Sample(sample) => Ok(sample),
             other => bail!("guest {} sent {other:?} for a sample", self.name),
         }
-    }
-
-    /// The samples that have arrived by themselves since the last call.
-    ///
-    /// # Errors
-    /// When the host does not answer, or a report is damaged.
-    pub fn take_samples(&mut self, host: &mut Host) -> Result<Vec<Sample>> {
-        self.collect(host)?;
-        let mut samples = Vec::new();
-        for report in std::mem::take(&mut self.arrived) {
-            match report.body {
-                Body::Sample(sample) => samples.push(sample),
-                _ => self.arrived.push_back(report),
-            }
-        }
-        Ok(samples)
     }
 
     /// What the VMM says of the VM now.
@@ -346,8 +334,7 @@ impl Guest {
 
 fn command_line(spec: &GuestSpec) -> String {
     let workload = vec![spec.workload.to_string(); spec.cpus as usize].join(",");
-    let period_ms = spec.sample_period_ms;
-    format!("console=ttyS0 panic=-1 -- --port ttyS1 --workload {workload} --sample-ms {period_ms}")
+    format!("console=ttyS0 panic=-1 -- --port ttyS1 --workload {workload} --sample-ms 0")
 }
 
 #[cfg(test)]
@@ -363,7 +350,7 @@ mod tests {
         };
         let line = command_line(&spec);
         assert!(
-            line.ends_with("-- --port ttyS1 --workload busy,busy,busy --sample-ms 500"),
+            line.ends_with("-- --port ttyS1 --workload busy,busy,busy --sample-ms 0"),
             "{line}"
         );
     }
