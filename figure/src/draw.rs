@@ -188,8 +188,9 @@ fn legend() -> Group {
     group
 }
 
-/// Narrower than this, a stretch has no label.
+/// Narrower than this, a stretch has its label on its side, or none.
 const LABEL_WIDTH: f64 = 92.0;
+const LABEL_HEIGHT: f64 = LINE_HEIGHT + 6.0;
 
 fn shades(plot: &Plot, stretches: &[Stretch]) -> Group {
     let mut group = Group::new();
@@ -206,18 +207,27 @@ fn shades(plot: &Plot, stretches: &[Stretch]) -> Group {
                 .set("fill", format!("url(#{pattern})"))
                 .add(Title::new(label.as_str())),
         );
+        let middle = f64::midpoint(from, to);
         if to - from >= LABEL_WIDTH {
-            let middle = f64::midpoint(from, to);
-            let width = width_of(&label) + 10.0;
-            group = group
-                .add(
-                    rectangle(middle - width / 2.0, TOP + 6.0, width, LINE_HEIGHT)
-                        .set("fill", "#ffffff"),
-                )
-                .add(text(&label, middle, TOP + 20.0).set("text-anchor", "middle"));
+            group = group.add(plate(&label).set("transform", place(middle, TOP + 16.0, 0)));
+        } else if to - from >= LABEL_HEIGHT {
+            let y = TOP + 12.0 + width_of(&label) / 2.0;
+            group = group.add(plate(&label).set("transform", place(middle, y, -90)));
         }
     }
     group
+}
+
+/// A label on white, around the origin.
+fn plate(label: &str) -> Group {
+    let width = width_of(label) + 10.0;
+    Group::new()
+        .add(rectangle(-width / 2.0, -LINE_HEIGHT / 2.0, width, LINE_HEIGHT).set("fill", "#ffffff"))
+        .add(text(label, 0.0, 4.5).set("text-anchor", "middle"))
+}
+
+fn place(x: f64, y: f64, degrees: i16) -> String {
+    format!("translate({x:.2} {y:.2}) rotate({degrees})")
 }
 
 fn grid(plot: &Plot) -> Group {
@@ -253,7 +263,7 @@ fn grid(plot: &Plot) -> Group {
         .add(
             text("time, s", 0.0, 0.0)
                 .set("text-anchor", "middle")
-                .set("transform", format!("translate(24 {middle_y}) rotate(-90)")),
+                .set("transform", place(24.0, middle_y, -90)),
         )
 }
 

@@ -12,7 +12,7 @@ pub enum Kind {
 }
 
 /// From this share on a stretch is shown as stolen.
-pub const STOLEN_SHARE: f64 = 0.05;
+pub const STOLEN_SHARE: f64 = 0.1;
 
 /// Neighbouring intervals of one kind.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn little_is_nothing() {
-        assert_eq!(find(&points(&[(0.0, 0.0, 0.0), (1.0, 0.6, 0.58)])), []);
+        assert_eq!(find(&points(&[(0.0, 0.0, 0.0), (1.0, 0.6, 0.55)])), []);
         assert_eq!(find(&points(&[(0.0, 0.0, 0.0), (0.0, 0.0, 0.0)])), []);
         // A counter that ran ahead is neither.
         assert_eq!(find(&points(&[(0.0, 0.0, 0.0), (1.0, 1.1, 1.2)])), []);
