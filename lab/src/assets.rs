@@ -25,6 +25,8 @@ pub struct Assets {
     pub programs: PathBuf,
     /// `qemu-system-aarch64`, a path or a name in `PATH`.
     pub qemu: PathBuf,
+    /// Folder with an arm64 QEMU for hosts and the libraries that it needs; for the benchmark.
+    pub peer: Option<PathBuf>,
     /// Where hosts live.
     pub place: Place,
 }

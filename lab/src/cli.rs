@@ -16,6 +16,7 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  cargo xtask demo
   cargo xtask lab list
   cargo xtask lab run boot stolen-time
   cargo xtask lab run --json stolen-time > report.json
@@ -28,6 +29,23 @@ Exit status: 0 if every check passed, 1 if one failed or a scenario did not run 
 pub enum Command {
     /// Names every scenario.
     List(Output),
+    /// Shows where the time of three Linux guests went, by three accounts; takes about a minute.
+    Demo {
+        #[command(flatten)]
+        machines: Machines,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Measures `pvtime run` beside QEMU on one host; takes some minutes.
+    Bench {
+        #[command(flatten)]
+        machines: Machines,
+        /// Where the page goes.
+        #[arg(long, value_name = "FILE", default_value = "docs/benchmarks.md")]
+        page: PathBuf,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Runs scenarios, one after the other.
     Run {
         /// Their names, as `lab list` prints them.
@@ -72,6 +90,9 @@ pub struct Machines {
         default_value = "qemu-system-aarch64"
     )]
     qemu: PathBuf,
+    /// Folder with an arm64 QEMU and its libraries, to measure beside.
+    #[arg(long, env = "PVTIME_LAB_PEER", value_name = "FOLDER")]
+    peer: Option<PathBuf>,
     /// Where hosts live.
     #[arg(long, env = "PVTIME_LAB_HOST", value_enum, default_value_t = Hosts::Auto)]
     host: Hosts,
@@ -106,6 +127,7 @@ impl Machines {
             guest_kernel: self.guest_kernel.as_ref().unwrap_or(kernel).clone(),
             programs: self.programs.clone(),
             qemu: self.qemu.clone(),
+            peer: self.peer.clone(),
             place: match self.host {
                 Hosts::Auto => Place::detect(),
                 Hosts::Qemu => Place::Emulated,

@@ -4,11 +4,11 @@ use crate::assets::Assets;
 use crate::host::Host;
 use crate::interrupt;
 use crate::machine::{HostFile, HostSpec};
+use crate::status::Status;
 use anyhow::{Context, Result, bail};
 use guest_protocol::report::{Hello, Sample};
 use guest_protocol::{Action, Body, LineBuffer, MAX_LINE, Report, Request, Workload};
 use lab_agent::message::{Exit, Spawn, Spawned};
-use serde::Deserialize;
 use std::collections::VecDeque;
 use std::fs;
 use std::path::Path;
@@ -31,7 +31,10 @@ pub fn host_spec(name: &'static str, assets: &Assets, logs: &Path) -> Result<Hos
     let initramfs = logs.join("guest.cpio");
     fs::write(&initramfs, assets.guest_initramfs()?)
         .with_context(|| format!("cannot write {}", initramfs.display()))?;
-    let file = |name, from| HostFile { name, from };
+    let file = |name: &str, from| HostFile {
+        name: name.to_owned(),
+        from,
+    };
     let files = vec![
         file("pvtime", assets.program("pvtime")?),
         file("Image", assets.guest_kernel.clone()),
@@ -87,39 +90,6 @@ pub struct Guest {
     lines: LineBuffer,
     arrived: VecDeque<Report>,
     last_id: u32,
-}
-
-/// What `pvtime ctl SOCKET status --json` says, as far as the lab judges it.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Status {
-    /// Physical time since the start.
-    pub elapsed_ns: u64,
-    /// One for each vCPU.
-    pub vcpus: Vec<VcpuStatus>,
-}
-
-/// One vCPU, its figures sampled close together.
-#[derive(Debug, Clone, Deserialize)]
-pub struct VcpuStatus {
-    /// Thread on the host.
-    pub thread_id: u32,
-    /// Time it ran.
-    pub run_ns: u64,
-    /// Time it was runnable and did not run.
-    pub run_delay_ns: u64,
-    /// Its structure; none where stolen time is off.
-    pub stolen_time: Option<Structure>,
-}
-
-/// A stolen-time structure.
-#[derive(Debug, Clone, Copy, Deserialize)]
-pub struct Structure {
-    /// Where it is in guest memory.
-    pub address: u64,
-    /// The guest has asked for it.
-    pub claimed: bool,
-    /// What it says.
-    pub stolen_ns: u64,
 }
 
 impl Guest {

@@ -28,7 +28,7 @@ pub struct Host {
     /// Folder on the host for the files of a run.
     work: String,
     /// Paths of its files by name.
-    files: BTreeMap<&'static str, String>,
+    files: BTreeMap<String, String>,
     /// Folder on this machine for logs.
     logs: PathBuf,
     /// Files of the run that become logs at its end.
@@ -48,7 +48,7 @@ impl Host {
         let paths = spec
             .files
             .iter()
-            .map(|file| (file.name, format!("/{FILES}/{}", file.name)));
+            .map(|file| (file.name.clone(), format!("/{FILES}/{}", file.name)));
         let console = logs.join(format!("{}-console.log", spec.name));
         Self::greet(
             spec,
@@ -71,7 +71,7 @@ impl Host {
         let paths = spec
             .files
             .iter()
-            .map(|file| Ok((file.name, utf8(&file.from)?)));
+            .map(|file| Ok((file.name.clone(), utf8(&file.from)?)));
         let paths = paths.collect::<Result<_>>()?;
         Self::greet(spec, machine, stream, work, paths, logs)
             .with_context(|| format!("the agent of host {} did not start", spec.name))
@@ -82,7 +82,7 @@ impl Host {
         machine: Machine,
         stream: UnixStream,
         work: String,
-        files: BTreeMap<&'static str, String>,
+        files: BTreeMap<String, String>,
         logs: &Path,
     ) -> Result<Self> {
         let mut channel = Channel::attach(stream)?;
@@ -125,6 +125,14 @@ impl Host {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.machine.pid()
+    }
+
+    /// What QEMU's threads have waited for a CPU of this machine so far; nothing for a local host.
+    ///
+    /// # Errors
+    /// When QEMU has ended.
+    pub fn held_up(&self) -> Result<Duration> {
+        self.machine.held_up()
     }
 
     /// Path on the host of a file of this run.

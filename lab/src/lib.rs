@@ -12,3 +12,4 @@ pub mod report;
 pub mod requests;
 pub mod scenario;
 pub mod scenarios;
+pub mod status;

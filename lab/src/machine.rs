@@ -43,7 +43,7 @@ impl Place {
 #[derive(Debug, Clone)]
 pub struct HostFile {
     /// Name to find it by.
-    pub name: &'static str,
+    pub name: String,
     /// Where it is on this machine.
     pub from: PathBuf,
 }
@@ -154,6 +154,29 @@ impl Machine {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.id()
+    }
+
+    /// What the threads of an emulator have waited for a CPU of this machine so far.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn held_up(&self) -> Result<Duration> {
+        if self.archive.is_none() {
+            return Ok(Duration::ZERO);
+        }
+        let mut total_ns = 0;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.pid()))?.flatten() {
+            // A thread may have ended since.
+            let Ok(counts) = fs::read_to_string(thread.path().join("schedstat")) else {
+                continue;
+            };
+            let run_delay_ns = counts
+                .split_ascii_whitespace()
+                .nth(1)
+                .map(str::parse::<u64>);
+            total_ns += run_delay_ns.context("no run delay in schedstat")??;
+        }
+        Ok(Duration::from_nanos(total_ns))
     }
 
     /// Waits for the process to end by itself.

@@ -1,8 +1,11 @@
 //! What the lab is doing, on standard error.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
+
+/// From one movement of the spinner to the next.
+const TICK: Duration = Duration::from_millis(120);
 
 /// Shows one step at a time: a spinner on a terminal, a line per step elsewhere.
 pub struct Progress {
@@ -21,7 +24,7 @@ impl Progress {
             let bar = ProgressBar::new_spinner()
                 .with_style(style)
                 .with_prefix(scope.to_owned());
-            bar.enable_steady_tick(Duration::from_millis(120));
+            bar.enable_steady_tick(TICK);
             bar
         });
         Self {
@@ -31,10 +34,22 @@ impl Progress {
         }
     }
 
+    /// Shows nothing until the next step.
+    pub fn pause(&self) {
+        if let Some(bar) = &self.bar {
+            bar.disable_steady_tick();
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+    }
+
     /// Names the step that begins now.
     pub fn step(&self, name: &str) {
         match &self.bar {
-            Some(bar) => bar.set_message(name.to_owned()),
+            Some(bar) => {
+                bar.set_draw_target(ProgressDrawTarget::stderr());
+                bar.enable_steady_tick(TICK);
+                bar.set_message(name.to_owned());
+            }
             None => self.line(name),
         }
     }

@@ -69,7 +69,17 @@ impl Stage<'_> {
         Ok(host)
     }
 
-    /// Says what goes on within a step.
+    /// Says what is being done within a step.
+    pub fn step(&self, name: &str) {
+        self.progress.step(name);
+    }
+
+    /// Leaves the terminal to something else until the next step.
+    pub fn pause_progress(&self) {
+        self.progress.pause();
+    }
+
+    /// Leaves a line on what goes on.
     pub fn note(&self, text: &str) {
         self.progress.note(text);
     }
@@ -131,6 +141,7 @@ mod tests {
             guest_kernel: "absent".into(),
             programs: "absent".into(),
             qemu: "absent".into(),
+            peer: None,
             place: Place::Emulated,
         }
     }

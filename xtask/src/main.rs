@@ -82,8 +82,16 @@ fn run(workspace: &Workspace, task: Task) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Test { names } => checks::run(workspace, &names),
-        Task::Demo { options } => Err(lab(workspace, "demo", options)),
-        Task::Bench { options } => Err(lab(workspace, "bench", options)),
+        Task::Demo { options } => {
+            let lab = programs::build_lab(workspace)?.with_hosts(workspace)?;
+            Err(process::replace_by(lab.command().arg("demo").args(options)))
+        }
+        Task::Bench { options } => {
+            let lab = programs::build_lab(workspace)?.with_hosts(workspace)?;
+            let mut command = lab.command();
+            command.env("PVTIME_LAB_PEER", setup::prepare_peer(workspace)?);
+            Err(process::replace_by(command.arg("bench").args(options)))
+        }
         Task::Lab { arguments } => {
             let lab = programs::build_lab(workspace)?;
             // What only prints needs no kernel and no emulator.
@@ -95,14 +103,5 @@ fn run(workspace: &Workspace, task: Task) -> Result<ExitCode> {
             };
             Err(process::replace_by(lab.command().args(arguments)))
         }
-    }
-}
-
-/// Becomes the lab with this subcommand; returns only if that fails.
-fn lab(workspace: &Workspace, subcommand: &str, options: Vec<OsString>) -> anyhow::Error {
-    let lab = programs::build_lab(workspace).and_then(|lab| lab.with_hosts(workspace));
-    match lab {
-        Ok(lab) => process::replace_by(lab.command().arg(subcommand).args(options)),
-        Err(error) => error,
     }
 }

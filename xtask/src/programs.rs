@@ -6,7 +6,7 @@ use crate::workspace::Workspace;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Target of everything that runs on a host or in a Linux guest.
@@ -49,33 +49,60 @@ pub fn build_for_hosts(workspace: &Workspace) -> Result<()> {
     build_kvm_tests(workspace)
 }
 
-/// Crates with tests that need KVM. Everywhere else these tests are empty.
-const KVM_TESTED: [&str; 1] = ["--package=pvtime-kvm"];
+/// Tests that need KVM, and the crates that have them and examples. Everywhere else these are empty.
+const KVM_TESTS: [&str; 2] = ["--test=kvm", "--test=machine_state"];
+const FOR_KVM: [&str; 2] = ["--package=pvtime-kvm", "--package=pvtime-vmm"];
 
-/// Builds those tests, under names by which the scenario `kvm-tests` finds them.
+/// What the names of their programs begin with.
+const KVM_TEST: &str = "kvm-test-";
+const KVM_EXAMPLE: &str = "kvm-example-";
+
+/// Builds those, under names by which the scenario `kvm-tests` finds them.
 fn build_kvm_tests(workspace: &Workspace) -> Result<()> {
-    let mut command = workspace.cargo(&["test", "--quiet", "--no-run", "--test=*"]);
-    command.args([
+    let folder = workspace.target.join(TARGET).join(PROFILE);
+    remove_old(&folder)?;
+    let mut tests = workspace.cargo(&["test", "--quiet", "--no-run"]);
+    tests.args(KVM_TESTS);
+    copy_programs(&mut tests, &folder, KVM_TEST)?;
+    let mut examples = workspace.cargo(&["build", "--quiet", "--examples"]);
+    copy_programs(&mut examples, &folder, KVM_EXAMPLE)
+}
+
+/// Runs a build and copies every program that it makes.
+fn copy_programs(build: &mut Command, folder: &Path, prefix: &str) -> Result<()> {
+    build.args([
         "--target",
         TARGET,
         "--profile",
         PROFILE,
         "--message-format=json",
     ]);
-    let messages = process::output(command.args(KVM_TESTED))?;
+    let messages = process::output(build.args(FOR_KVM))?;
     for message in messages.lines() {
         let message: Value = serde_json::from_str(message).context("cargo printed no JSON")?;
+        // The programs that tests run are built on the way.
+        if message["target"]["kind"][0] == "bin" {
+            continue;
+        }
         if let (Some(program), Some(name)) = (
             message["executable"].as_str(),
             message["target"]["name"].as_str(),
         ) {
-            let named = workspace
-                .target
-                .join(TARGET)
-                .join(PROFILE)
-                .join(format!("kvm-test-{name}"));
+            let named = folder.join(format!("{prefix}{name}"));
             fs::copy(program, &named)
                 .with_context(|| format!("cannot copy {program} to {}", named.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the programs of an earlier build, which may have had others.
+fn remove_old(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(KVM_TEST) || name.starts_with(KVM_EXAMPLE) {
+            fs::remove_file(&path)?;
         }
     }
     Ok(())

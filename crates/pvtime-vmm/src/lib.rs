@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod kvm;
 pub mod layout;
 pub mod probe;
+pub mod snapshot;
 pub mod state;
 mod table;
 

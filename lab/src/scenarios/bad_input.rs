@@ -117,7 +117,7 @@ const ON_A_GOOD_HOST: &[Case] = &[
     Case {
         name: "unknown_choice",
         arguments: "run --kernel {Image} --stolen-time maybe",
-        says: &["maybe", "auto, on, off"],
+        says: &["maybe", "possible values: auto, on"],
     },
     Case {
         name: "unknown_command",

@@ -1,24 +1,26 @@
-//! Test programs of the crates that need KVM, run on a host that has it.
+//! Tests and examples of the crates that need KVM, run on a host that has it.
 
 use crate::host::Host;
 use crate::machine::HostSpec;
 use crate::report::{Check, Limit};
+use crate::requests::Finished;
 use crate::scenario::{Scenario, Stage, Step, no_checks};
 use anyhow::{Context, Result, bail};
 use lab_agent::message::Exit;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "kvm-tests",
-    about: "the crates' own tests against KVM: calls, ioctls, refusals",
+    about: "the crates' own tests and examples against KVM: calls, ioctls, refusals",
     must_fail: None,
     play,
 };
 
-/// What the names of the test programs begin with.
-const PREFIX: &str = "kvm-test-";
+/// What the names of the programs begin with.
+const TEST: &str = "kvm-test-";
+const EXAMPLE: &str = "kvm-example-";
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Default)]
@@ -26,6 +28,7 @@ struct Scene {
     host: Option<Host>,
     passed: u32,
     failed: u32,
+    examples_failed: u32,
 }
 
 fn play(stage: &mut Stage) -> Result<()> {
@@ -51,6 +54,19 @@ fn play(stage: &mut Stage) -> Result<()> {
                 },
             },
             Step {
+                name: "run the examples",
+                act: run_examples,
+                checks: |scene| {
+                    let (failed, none) = (scene.examples_failed, Limit::Equals(0.0));
+                    vec![Check::new(
+                        "examples_failed",
+                        failed.into(),
+                        none,
+                        "examples",
+                    )]
+                },
+            },
+            Step {
                 name: "power the host off",
                 act: |scene, _| scene.host.take().context("no host")?.power_off(),
                 checks: no_checks,
@@ -65,23 +81,13 @@ fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
 }
 
 fn run_all(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
-    let host = scene.host.as_mut().context("no host")?;
-    for program in programs(stage)? {
-        let name = program.file_name().unwrap_or_default().to_string_lossy();
-        stage.note(&name);
-        let there = host.file(&name);
-        let bytes =
-            fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
-        host.put_file(&there, 0o755, &bytes)?;
+    for program in programs(stage, TEST)? {
         // One at a time: some of them measure the thread that they run on.
-        let finished = host.run(&[&there, "--test-threads=1"], LIMIT)?;
-        let log = stage.logs.join(format!("{name}.log"));
-        fs::write(&log, [finished.stdout.as_str(), &finished.stderr].concat())?;
+        let (name, finished) = run(scene, stage, &program, &["--test-threads=1"])?;
         let Some((passed, failed)) = counts(&finished.stdout) else {
             bail!(
-                "{name} did not come to its end ({:?}); see {}",
-                finished.exit,
-                log.display()
+                "{name} did not come to its end ({:?}); see its log",
+                finished.exit
             );
         };
         scene.passed += passed;
@@ -97,7 +103,39 @@ fn run_all(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn programs(stage: &Stage) -> Result<Vec<PathBuf>> {
+fn run_examples(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
+    for program in programs(stage, EXAMPLE)? {
+        let (_, finished) = run(scene, stage, &program, &[])?;
+        scene.examples_failed += u32::from(finished.exit != Exit::Status(0));
+    }
+    Ok(())
+}
+
+/// Puts a program on the host, runs it and keeps what it printed.
+fn run(
+    scene: &mut Scene,
+    stage: &Stage,
+    program: &Path,
+    arguments: &[&str],
+) -> Result<(String, Finished)> {
+    let host = scene.host.as_mut().context("no host")?;
+    let name = program
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    stage.note(&name);
+    let there = host.file(&name);
+    let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    host.put_file(&there, 0o755, &bytes)?;
+    let argv = [&[there.as_str()], arguments].concat();
+    let finished = host.run(&argv, LIMIT)?;
+    let log = stage.logs.join(format!("{name}.log"));
+    fs::write(&log, [finished.stdout.as_str(), &finished.stderr].concat())?;
+    Ok((name, finished))
+}
+
+fn programs(stage: &Stage, prefix: &str) -> Result<Vec<PathBuf>> {
     let folder = &stage.assets.programs;
     let mut programs = Vec::new();
     for entry in
@@ -105,14 +143,14 @@ fn programs(stage: &Stage) -> Result<Vec<PathBuf>> {
     {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(PREFIX) {
+        if name.starts_with(prefix) {
             programs.push(path);
         }
     }
     programs.sort();
     if programs.is_empty() {
         bail!(
-            "no {PREFIX}* in {}: run the scenario with `cargo xtask lab run kvm-tests`, which \
+            "no {prefix}* in {}: run the scenario with `cargo xtask lab run kvm-tests`, which \
              builds them",
             folder.display()
         );

@@ -1,12 +1,14 @@
 //! Watching the stolen time of guests over a while.
 
-use crate::guest::{Guest, Status, Structure};
+use crate::guest::Guest;
 use crate::host::Host;
 use crate::interrupt::sleep;
+use crate::status::{Status, Structure};
 use anyhow::{Context, Result, bail};
 use guest_protocol::report::Sample;
 use guest_protocol::{Action, Workload};
 use lab_agent::message::Threads;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// From one look at all guests to the next.
@@ -19,10 +21,9 @@ const SETTLE: Duration = Duration::from_millis(100);
 pub struct Watch {
     pub name: &'static str,
     looks: Vec<Look>,
-    /// What the guest itself said last.
-    steal_ns: Option<u64>,
-    /// Figures below an earlier one: the structure's, and the guest's own.
-    pub backwards_steps: u32,
+    /// What the guest itself said, by the numbers of its samples: an answer may be read before a
+    /// sample that was taken earlier.
+    steal_ns: BTreeMap<u64, u64>,
 }
 
 /// One look, its figures taken close together by the VMM.
@@ -35,9 +36,21 @@ struct Look {
 }
 
 impl Watch {
-    /// Watches the guests together for a time.
-    pub fn all(guests: &mut [Guest], host: &mut Host, time: Duration) -> Result<Vec<Self>> {
-        let mut watches: Vec<_> = guests.iter().map(|guest| Self::new(guest.name())).collect();
+    /// Watches the guests together for a time; `show` gets what was seen so far after each look.
+    pub fn all(
+        guests: &mut [Guest],
+        host: &mut Host,
+        time: Duration,
+        mut show: impl FnMut(&[Self]),
+    ) -> Result<Vec<Self>> {
+        let mut watches = Vec::new();
+        for guest in guests.iter_mut() {
+            // What came before is not of this time.
+            guest.take_samples(host)?;
+            let mut watch = Self::new(guest.name());
+            watch.add_sample(&guest.sample(host)?);
+            watches.push(watch);
+        }
         let start = Instant::now();
         loop {
             // The last look begins when the whole time is over.
@@ -45,6 +58,7 @@ impl Watch {
             for (guest, watch) in guests.iter_mut().zip(&mut watches) {
                 watch.look(guest, host)?;
             }
+            show(&watches);
             if is_last {
                 return Ok(watches);
             }
@@ -57,8 +71,7 @@ impl Watch {
         Self {
             name,
             looks: Vec::new(),
-            steal_ns: None,
-            backwards_steps: 0,
+            steal_ns: BTreeMap::new(),
         }
     }
 
@@ -76,15 +89,36 @@ impl Watch {
     }
 
     fn add(&mut self, look: Look) {
-        let last = self.looks.last().copied().unwrap_or_default();
-        self.backwards_steps += u32::from(look.stolen_ns < last.stolen_ns);
         self.looks.push(look);
     }
 
     fn add_sample(&mut self, sample: &Sample) {
-        let steal_ns = sample.steal_ns.first().copied().flatten();
-        self.backwards_steps += u32::from(steal_ns < self.steal_ns);
-        self.steal_ns = steal_ns;
+        if let Some(steal_ns) = sample.steal_ns.first().copied().flatten() {
+            self.steal_ns.insert(sample.sequence, steal_ns);
+        }
+    }
+
+    /// Figures below an earlier one: the structure's, and the guest's own.
+    pub fn backwards_steps(&self) -> u32 {
+        let structure = self
+            .looks
+            .windows(2)
+            .filter(|two| two[1].stolen_ns < two[0].stolen_ns);
+        let own = self.steal_ns.values().zip(self.steal_ns.values().skip(1));
+        let steps = structure.count() + own.filter(|(before, after)| after < before).count();
+        u32::try_from(steps).unwrap_or(u32::MAX)
+    }
+
+    /// What the guest's own figure gained between the first of its samples and the last.
+    pub fn own_ms(&self) -> Option<f64> {
+        let (_, first_ns) = self.steal_ns.first_key_value()?;
+        let (_, last_ns) = self.steal_ns.last_key_value()?;
+        Some(ms(last_ns.saturating_sub(*first_ns)))
+    }
+
+    /// What the host's scheduler counted over that time.
+    pub fn run_delay_ms(&self) -> f64 {
+        self.grown(|look| look.run_delay_ns)
     }
 
     /// Physical time from the first look to the last.
@@ -113,7 +147,7 @@ impl Watch {
             let run_delay = look.run_delay_ns.wrapping_sub(first.run_delay_ns);
             ms(structure.cast_signed().abs_diff(run_delay.cast_signed()))
         };
-        self.looks.iter().map(difference).fold(0.0, f64::max)
+        worst(self.looks.iter().map(difference))
     }
 
     fn grown(&self, figure: fn(&Look) -> u64) -> f64 {
@@ -220,6 +254,18 @@ pub fn structure(status: &Status, vcpu: usize) -> Result<Structure> {
     structure.with_context(|| format!("the VMM tells of no structure of vCPU {vcpu}"))
 }
 
+/// The largest; not a number if one of them is none, or if there are none.
+pub fn worst(figures: impl Iterator<Item = f64>) -> f64 {
+    let larger = |worst: f64, it: f64| {
+        if worst.is_nan() || it <= worst {
+            worst
+        } else {
+            it
+        }
+    };
+    figures.reduce(larger).unwrap_or(f64::NAN)
+}
+
 /// Nanoseconds as milliseconds.
 #[expect(clippy::cast_precision_loss, reason = "exact up to a hundred days")]
 pub fn ms(ns: u64) -> f64 {
@@ -229,7 +275,7 @@ pub fn ms(ns: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::VcpuStatus;
+    use crate::status::VcpuStatus;
     use lab_agent::message::Thread;
 
     const MS: u64 = 1_000_000;
@@ -254,17 +300,51 @@ mod tests {
     fn figures_are_of_the_time_between_the_first_look_and_the_last() {
         let watch = watch(&[(1000, 70, 50), (3000, 1070, 1049), (11_000, 5070, 5052)]);
         assert!(near(watch.physical_ms(), 10_000.0));
+        assert!(near(watch.run_delay_ms(), 5000.0));
         assert!(near(watch.stolen_ms(), 5002.0));
         assert!(near(watch.stolen_share_percent(), 50.02));
         assert!(near(watch.structure_vs_run_delay_ms(), 2.0));
-        assert_eq!(watch.backwards_steps, 0);
+        assert_eq!(watch.backwards_steps(), 0);
     }
 
     #[test]
     fn a_difference_in_the_middle_counts_and_so_does_a_step_back() {
         let watch = watch(&[(0, 0, 20), (10, 10, 8), (20, 20, 40)]);
         assert!(near(watch.structure_vs_run_delay_ms(), 22.0));
-        assert_eq!(watch.backwards_steps, 1);
+        assert_eq!(watch.backwards_steps(), 1);
+    }
+
+    #[test]
+    fn the_guests_own_figure_counts_from_its_first_sample_and_may_not_step_back() {
+        let mut watch = watch(&[]);
+        assert_eq!(watch.own_ms(), None);
+        // The last of these was taken before the one read before it.
+        for (sequence, steal_ms) in [(0, 30), (1, 50), (3, 40), (2, 45)] {
+            watch.add_sample(&Sample {
+                sequence,
+                cpu: 0,
+                counter_before: 0,
+                monotonic_ns: 0,
+                monotonic_raw_ns: 0,
+                boottime_ns: 0,
+                realtime_ns: 0,
+                counter_after: 0,
+                steal_ns: [Some(steal_ms * MS)].into_iter().collect(),
+            });
+        }
+        assert_eq!(watch.own_ms(), Some(10.0));
+        assert_eq!(watch.backwards_steps(), 2);
+    }
+
+    #[test]
+    fn the_worst_of_nothing_or_with_a_hole_is_no_number() {
+        assert!(near(worst([1.0, 3.0, 2.0].into_iter()), 3.0));
+        assert!(worst([].into_iter()).is_nan());
+        for hole in 0..3 {
+            let mut figures = [1.0, 3.0, 2.0];
+            figures[hole] = f64::NAN;
+            assert!(worst(figures.into_iter()).is_nan());
+        }
     }
 
     #[test]

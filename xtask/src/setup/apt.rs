@@ -36,6 +36,8 @@ pub fn machine_sources() -> Vec<Source> {
 /// A private apt for arm64.
 pub struct Apt {
     configuration: PathBuf,
+    /// Where packages are downloaded to.
+    archives: PathBuf,
 }
 
 /// What the index says of a package.
@@ -65,7 +67,10 @@ impl Apt {
         fs::write(folder.join("sources.list.d/kernel.sources"), sources)?;
         let configuration = folder.join("apt.conf");
         fs::write(&configuration, configure(folder))?;
-        Ok(Self { configuration })
+        Ok(Self {
+            configuration,
+            archives: folder.join("cache/archives"),
+        })
     }
 
     /// Fetches the index.
@@ -95,6 +100,25 @@ impl Apt {
         )
     }
 
+    /// Downloads a package and all that it depends on, as if nothing were installed; apt checks them
+    /// against the signed index.
+    pub fn download_with_dependencies(&self, name: &str) -> Result<Vec<PathBuf>> {
+        let options = [
+            "--quiet",
+            "--yes",
+            "--download-only",
+            "--no-install-recommends",
+        ];
+        let mut command = self.command("apt-get", &options);
+        process::run(command.args(["install", name]))?;
+        let entries = fs::read_dir(&self.archives)
+            .with_context(|| format!("cannot list {}", self.archives.display()))?;
+        let paths = entries.flatten().map(|entry| entry.path());
+        Ok(paths
+            .filter(|path| path.extension().is_some_and(|it| it == "deb"))
+            .collect())
+    }
+
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.arg("-c").arg(&self.configuration).args(arguments);
@@ -112,6 +136,7 @@ fn configure(folder: &Path) -> String {
          APT::Architecture \"arm64\";\n\
          APT::Architectures {{ \"arm64\"; }};\n\
          APT::Sandbox::User \"root\";\n\
+         Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n\
          Acquire::Languages \"none\";\n\
          Acquire::Retries \"3\";\n\
          Acquire::http::Timeout \"60\";\n\

@@ -139,7 +139,8 @@ fn numbers_of(name: &str) -> Vec<u64> {
         .collect()
 }
 
-fn codename() -> Option<String> {
+/// The codename of this machine's Debian.
+pub fn codename() -> Option<String> {
     let text = fs::read_to_string("/etc/os-release").ok()?;
     let line = text
         .lines()

@@ -2,12 +2,13 @@
 
 mod apt;
 mod kernel;
+mod peer;
 mod qemu;
 mod sources;
 mod targets;
 
 use crate::workspace::Workspace;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
 /// What to set up.
@@ -29,6 +30,14 @@ pub fn prepare(workspace: &Workspace, needs: Needs) -> Result<PathBuf> {
         qemu::install()?;
     }
     kernel::fetch(workspace)
+}
+
+/// Sets up the VMM to measure beside, and returns its folder.
+pub fn prepare_peer(workspace: &Workspace) -> Result<PathBuf> {
+    peer::fetch(workspace).context(
+        "cannot fetch an arm64 QEMU; on a machine without apt, name a folder with one and its \
+         libraries with PVTIME_LAB_PEER",
+    )
 }
 
 /// Whether this machine can be a lab host itself. `PVTIME_LAB_HOST` decides, as in the lab.

@@ -111,23 +111,31 @@ fn parse_list_line(line: &str) -> Option<Source> {
 /// The sources, as a deb822 text, that have a 6.12 kernel for a Debian of this codename: its own
 /// suites, or its backports where it is older than that kernel. `None` if the machine has none.
 pub fn for_kernel(sources: &[Source], codename: &str) -> Option<String> {
+    emit(
+        sources,
+        codename,
+        if codename == "bookworm" {
+            "-backports"
+        } else {
+            ""
+        },
+    )
+}
+
+/// The sources, as a deb822 text, of the release itself. `None` if the machine has none.
+pub fn of_release(sources: &[Source], codename: &str) -> Option<String> {
+    emit(sources, codename, "")
+}
+
+/// The sources of a release, with a suffix to the names of their suites.
+fn emit(sources: &[Source], codename: &str, suffix: &str) -> Option<String> {
     let is_base = |suite: &str| {
         suite == codename || ["oldstable", "stable", "testing", "unstable", "sid"].contains(&suite)
     };
     let mut text = String::new();
     for source in sources {
-        let base: Vec<_> = source
-            .suites
-            .iter()
-            .filter(|suite| is_base(suite))
-            .collect();
-        let suites: Vec<_> = match codename {
-            "bookworm" => base
-                .iter()
-                .map(|suite| format!("{suite}-backports"))
-                .collect(),
-            _ => base.iter().map(|suite| (*suite).clone()).collect(),
-        };
+        let base = source.suites.iter().filter(|suite| is_base(suite));
+        let suites: Vec<_> = base.map(|suite| format!("{suite}{suffix}")).collect();
         if suites.is_empty() {
             continue;
         }
@@ -213,6 +221,8 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
         let want = want.replace("bookworm-backports", "trixie");
         assert_eq!(for_kernel(&parse_deb822(&newer), "trixie"), Some(want));
         assert_eq!(for_kernel(&parse_deb822(DEB822), "trixie"), None);
+        let own = of_release(&parse_deb822(DEB822), "bookworm").unwrap();
+        assert!(own.contains("\nSuites: bookworm\n"), "{own}");
     }
 
     #[test]

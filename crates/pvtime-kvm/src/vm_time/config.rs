@@ -46,6 +46,23 @@ impl VmTimeConfig {
     /// Memory slots to leave free.
     pub const SLOTS: u32 = 1;
 
+    /// Time for `vcpus` vCPUs, with everything else as it is by default: stolen time where the host
+    /// can, counters with one offset where the host can, every event freezing.
+    #[must_use]
+    pub fn new(vcpus: usize, region: GuestAddress, first_slot: u32, kick_signal: i32) -> Self {
+        Self {
+            vcpus,
+            region,
+            first_slot,
+            kick_signal,
+            counters: CounterChoice::default(),
+            stolen_time: StolenTimeChoice::default(),
+            stolen_time_period: Duration::from_millis(100),
+            policies: Policies::default(),
+            negative_elapsed: NegativeElapsed::default(),
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), Error> {
         let &Self { vcpus, region, .. } = self;
         if vcpus == 0 || vcpus > Self::MAX_VCPUS {

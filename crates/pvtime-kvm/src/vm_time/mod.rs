@@ -27,7 +27,7 @@ use serde::Serialize;
 use crate::gate::Gate;
 use crate::record::{Record, Records};
 use crate::stolen_time::{Stolen, StolenTimeSample};
-use crate::thread_stat::{HaltTime, run_delay_ns, run_ns};
+use crate::thread_stat::{self, HaltTime, run_delay_ns, run_ns};
 use crate::{HostTime, ReservedMemory, StolenTimeProvider, clock, counter};
 
 /// How long a vCPU may take to come out of the guest and of the handling of an exit.
@@ -243,31 +243,56 @@ impl VmTime {
     /// [`Error::Accounts`] where a vCPU's thread has ended.
     pub fn sample(&self) -> Result<TimeSample, Error> {
         let state = self.lock();
-        let mut vcpus = Vec::new();
-        for (index, vcpu) in state.vcpus.iter().enumerate() {
-            let thread = vcpu.thread();
-            let accounts = thread.map(|thread| Ok((run_ns(thread)?, run_delay_ns(thread)?)));
-            let accounts = accounts.transpose();
-            let (run_ns, run_delay_ns) = accounts
-                .map_err(|source| Error::Accounts { index, source })?
-                .unwrap_or_default();
-            vcpus.push(VcpuSample {
-                index,
-                thread_id: thread.map(|thread| thread.as_raw_nonzero().get()),
-                run_ns,
-                run_delay_ns,
-                stolen_time: self
-                    .stolen
-                    .structures()
-                    .map(|structures| structures.load(index)),
-            });
-        }
+        let vcpus = state.vcpus.iter().enumerate().map(|(index, vcpu)| {
+            let sample = match vcpu.thread() {
+                Some(thread) => self.sample_thread(index, thread),
+                None => Ok(self.sample_structure(index)),
+            };
+            sample.map_err(|source| Error::Accounts { index, source })
+        });
+        let vcpus = vcpus.collect::<Result<_, _>>()?;
         let now_ns = clock::boottime_ns();
         Ok(TimeSample {
             elapsed_ns: now_ns - self.created_ns,
             paused_ns: state.stops.up_to(now_ns),
             vcpus,
         })
+    }
+
+    fn sample_thread(&self, index: usize, thread: Pid) -> Result<VcpuSample, thread_stat::Error> {
+        const TRIES: usize = 10;
+        let mut run_delay_before_ns = run_delay_ns(thread)?;
+        let mut tries = 0;
+        loop {
+            let sample = VcpuSample {
+                thread_id: Some(thread.as_raw_nonzero().get()),
+                run_delay_ns: run_delay_before_ns,
+                ..self.sample_structure(index)
+            };
+            let run_delay_after_ns = run_delay_ns(thread)?;
+            tries += 1;
+            // A wait that ended in between may be in one of the two figures and not in the other.
+            if run_delay_before_ns == run_delay_after_ns || tries == TRIES {
+                return Ok(VcpuSample {
+                    run_ns: run_ns(thread)?,
+                    ..sample
+                });
+            }
+            run_delay_before_ns = run_delay_after_ns;
+        }
+    }
+
+    fn sample_structure(&self, index: usize) -> VcpuSample {
+        VcpuSample {
+            index,
+            thread_id: None,
+            run_ns: 0,
+            run_delay_ns: 0,
+            stolen_time: self
+                .stolen
+                .structures()
+                .map(|structures| structures.load(index)),
+        }
     }
 
     /// Where each vCPU's physical time went since the VM was started first, up to now. A running

@@ -1,0 +1,36 @@
+//! What a VMM says of its VM.
+
+use serde::Deserialize;
+
+/// What `pvtime ctl SOCKET status --json` says, as far as the lab judges it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Status {
+    /// Physical time since the start.
+    pub elapsed_ns: u64,
+    /// One for each vCPU.
+    pub vcpus: Vec<VcpuStatus>,
+}
+
+/// One vCPU, its figures sampled close together.
+#[derive(Debug, Clone, Deserialize)]
+pub struct VcpuStatus {
+    /// Thread on the host.
+    pub thread_id: u32,
+    /// Time it ran.
+    pub run_ns: u64,
+    /// Time it was runnable and did not run.
+    pub run_delay_ns: u64,
+    /// Its structure; none where stolen time is off.
+    pub stolen_time: Option<Structure>,
+}
+
+/// A stolen-time structure.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Structure {
+    /// Where it is in guest memory.
+    pub address: u64,
+    /// The guest has asked for it.
+    pub claimed: bool,
+    /// What it says.
+    pub stolen_ns: u64,
+}
