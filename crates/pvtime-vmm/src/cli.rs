@@ -214,6 +214,7 @@ Examples:
   pvtime ctl vm.sock ledger --json | jq '.vcpus[] | {index, stolen_ns}'
   pvtime ctl vm.sock events --follow
   pvtime ctl vm.sock events --json --after 10 | jq 'select(.event == \"resume\") | .gap.ns'
+  pvtime ctl vm.sock figure vcpu1.svg --vcpu 1
   pvtime ctl vm.sock stop
 
 SOCKET speaks HTTP and JSON; docs/api.md has what each of these asks for.
@@ -276,6 +277,15 @@ pub enum CtlCommand {
         /// The folder to make
         #[arg(value_name = "DIR")]
         folder: PathBuf,
+    },
+    /// Draw physical, live physical and virtual time of one of its vCPUs, over its life so far
+    Figure {
+        /// The SVG file to write
+        #[arg(value_name = "FILE.svg")]
+        file: PathBuf,
+        /// The vCPU
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        vcpu: usize,
     },
     /// End it, as SIGTERM does; its guest is not asked
     Stop,

@@ -15,6 +15,7 @@ pub mod devices;
 pub mod event;
 pub mod failure;
 pub mod fdt;
+pub mod history;
 pub mod kernel;
 pub mod kvm;
 pub mod layout;

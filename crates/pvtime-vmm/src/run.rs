@@ -57,11 +57,10 @@ pub fn run(args: &RunArgs, mut boot: Boot) -> Result<ExitCode> {
         machine.time.stolen_time_provider()
     );
     let stop = Event::new()?;
-    let status = Status::new(&args.id, &machine.time, &stop);
-    let server = args
-        .api_socket
-        .as_deref()
-        .map(|path| api::Server::start(path, status));
+    let server = args.api_socket.as_deref().map(|path| {
+        let status = Status::new(&args.id, &machine.time, &stop)?;
+        api::Server::start(path, status)
+    });
     let server = server.transpose()?;
 
     let vcpus = machine.take_vcpus();

@@ -8,27 +8,35 @@ use pvtime::host::Cause;
 use pvtime::scale::Frequency;
 use pvtime_kvm::record::Records;
 use pvtime_kvm::{TimeSample, VcpuSample, VmTime, counter};
+use time_figure::Sample;
 
 use crate::api::answers::{Accounts, Ledger, StolenTime, Time, VcpuTime, VmState};
 use crate::api::{Fault, Vm};
 use crate::event::Event;
+use crate::history::{self, History, Sampled};
 
 /// Answers for a VM, from any thread.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Status {
     id: String,
     time: Arc<VmTime>,
+    history: History,
     stop: Event,
 }
 
 impl Status {
     /// For a VM with this name and time, which ends when `stop` is raised.
-    pub fn new(id: &str, time: &Arc<VmTime>, stop: &Event) -> Self {
-        Self {
+    ///
+    /// # Errors
+    ///
+    /// Where no thread can be started.
+    pub fn new(id: &str, time: &Arc<VmTime>, stop: &Event) -> Result<Self> {
+        Ok(Self {
             id: id.into(),
             time: Arc::clone(time),
+            history: History::start(Arc::clone(time))?,
             stop: stop.clone(),
-        }
+        })
     }
 }
 
@@ -74,6 +82,10 @@ impl Vm for Status {
         self.time.records()
     }
 
+    fn history(&self, vcpu: usize) -> Option<Vec<Sample>> {
+        self.history.of_vcpu(vcpu, self.time.accounts())
+    }
+
     fn pause(&self) -> Result<()> {
         Ok(self.time.pause(Cause::Operator)?)
     }
@@ -90,6 +102,22 @@ impl Vm for Status {
 
     fn stop(&self) {
         self.stop.raise();
+    }
+}
+
+impl Sampled for Arc<VmTime> {
+    fn records(&self) -> &Records {
+        VmTime::records(self)
+    }
+
+    fn accounts(&self) -> Option<history::Accounts> {
+        // A vCPU's thread that has ended has no accounts any more.
+        let sample = self.sample().ok()?;
+        Some(history::Accounts {
+            physical_ns: sample.elapsed_ns,
+            paused_ns: sample.paused_ns,
+            run_delay_ns: sample.vcpus.iter().map(|it| it.run_delay_ns).collect(),
+        })
     }
 }
 

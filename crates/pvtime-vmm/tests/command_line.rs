@@ -66,7 +66,7 @@ fn options_that_do_not_exist() {
     says(&["run"], "--kernel <FILE>");
     says(
         &["run", "--kernel", "x", "--stolen-time", "yes"],
-        "possible values: auto, on, off",
+        "possible values: auto, on, user, off",
     );
     says(&["ctl", "socket"], "see `pvtime --help`");
 }

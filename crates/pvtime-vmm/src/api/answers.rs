@@ -3,6 +3,7 @@
 use pvtime::host::{Cause, PausedNs, ledger};
 use pvtime_kvm::record::Record;
 use serde::{Deserialize, Serialize};
+use time_figure::Sample;
 
 /// `GET /`: what runs, as Firecracker describes an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,6 +167,15 @@ pub struct Events {
 impl Events {
     /// Most records in one answer.
     pub const PAGE: usize = 256;
+}
+
+/// `GET /time/history`: one vCPU's physical, live physical and virtual time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuHistory {
+    /// The vCPU's index.
+    pub vcpu: usize,
+    /// From the start of this VMM's guest up to now, in order.
+    pub samples: Vec<Sample>,
 }
 
 /// What went wrong, as Firecracker says it.

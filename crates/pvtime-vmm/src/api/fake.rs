@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Result, bail};
 use pvtime_kvm::record::{GapRecord, ReadingRecord, Record, Records};
 
+use time_figure::Sample;
+
 use super::answers::{Accounts, Ledger, PausedByCause, StolenTime, Time, VcpuTime, VmState};
 use super::{Fault, Vm};
 
@@ -149,6 +151,20 @@ impl Vm for FakeVm {
 
     fn records(&self) -> &Records {
         &self.records
+    }
+
+    fn history(&self, vcpu: usize) -> Option<Vec<Sample>> {
+        let sample = |physical_ns: u64, paused_ns: u64| Sample {
+            physical_ns,
+            live_ns: physical_ns - paused_ns,
+            virtual_ns: (physical_ns - paused_ns) / 2,
+        };
+        let samples = vec![
+            sample(0, 0),
+            sample(1_000_000_000, 0),
+            sample(2_000_000_000, 500_000_000),
+        ];
+        (vcpu == 0).then_some(samples)
     }
 
     fn pause(&self) -> Result<()> {

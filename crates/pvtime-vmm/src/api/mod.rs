@@ -9,6 +9,7 @@
 //! | `/time` | GET | its clocks, and what the host counted for each vCPU |
 //! | `/time/ledger` | GET | where each vCPU's time went |
 //! | `/time/events` | GET | what was done to its time |
+//! | `/time/history` | GET | one vCPU's times, over the VM's life |
 //!
 //! Names and bodies are Firecracker's where it has the same thing. There is one thread for each
 //! connection, of which there are few, and one request on each; whatever a client does, it holds a
@@ -26,6 +27,7 @@ pub use server::Server;
 use std::path::Path;
 
 use pvtime_kvm::record::Records;
+use time_figure::Sample;
 
 use crate::failure;
 use answers::{Ledger, Time, VmState};
@@ -54,6 +56,9 @@ pub trait Vm: Send + Sync + 'static {
 
     /// What was done to its time.
     fn records(&self) -> &Records;
+
+    /// The times of one vCPU; `None` where there is no such vCPU.
+    fn history(&self, vcpu: usize) -> Option<Vec<Sample>>;
 
     /// Pauses it.
     ///

@@ -60,6 +60,13 @@ pub struct EventsQuery {
     pub wait: Duration,
 }
 
+/// The query of `GET /time/history`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HistoryQuery {
+    /// The vCPU's index.
+    pub vcpu: usize,
+}
+
 /// Parses a JSON body.
 ///
 /// # Errors
@@ -102,6 +109,25 @@ impl EventsQuery {
                 parsed.wait.as_millis(),
                 MAX_WAIT.as_millis()
             )));
+        }
+        Ok(parsed)
+    }
+}
+
+impl HistoryQuery {
+    /// Parses `vcpu=N`; 0 where it is absent.
+    ///
+    /// # Errors
+    ///
+    /// For other names and what is no number.
+    pub fn parse(query: &str) -> Result<Self, Fault> {
+        let mut parsed = Self::default();
+        for (name, value) in pairs(query) {
+            match name {
+                // No VM has as many as do not fit.
+                "vcpu" => parsed.vcpu = usize::try_from(number(name, value)?).unwrap_or(usize::MAX),
+                _ => return Err(unknown(name, "vcpu")),
+            }
         }
         Ok(parsed)
     }
@@ -228,6 +254,20 @@ mod tests {
             let message = EventsQuery::parse(text).unwrap_err().message;
             assert!(message.starts_with(expected), "{message}");
         }
+        assert_eq!(HistoryQuery::parse(""), Ok(HistoryQuery { vcpu: 0 }));
+        assert_eq!(HistoryQuery::parse("vcpu=3"), Ok(HistoryQuery { vcpu: 3 }));
+        assert!(
+            HistoryQuery::parse("vcpu=x")
+                .unwrap_err()
+                .message
+                .starts_with("vcpu is \"x\"")
+        );
+        assert!(
+            HistoryQuery::parse("cpu=1")
+                .unwrap_err()
+                .message
+                .starts_with("\"cpu\"")
+        );
         assert_eq!(no_query(""), Ok(()));
         assert!(no_query("x=1").unwrap_err().message.starts_with("\"x\""));
     }

@@ -2,10 +2,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::answers::{Events, Instance, VmState};
+use super::answers::{Events, Instance, VcpuHistory, VmState};
 use super::http::{Request, Response};
 use super::requests::{
-    Action, ActionType, ChangeState, CreateSnapshot, EventsQuery, WantedState, no_query, parse,
+    Action, ActionType, ChangeState, CreateSnapshot, EventsQuery, HistoryQuery, WantedState,
+    no_query, parse,
 };
 use super::{Fault, Vm};
 
@@ -27,6 +28,7 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/time", time),
     route("GET", "/time/ledger", ledger),
     route("GET", "/time/events", events),
+    route("GET", "/time/history", history),
 ];
 
 const fn route(
@@ -210,6 +212,16 @@ fn events(api: &Api, request: &Request) -> Result<Response, Fault> {
         last,
         ended,
     }))
+}
+
+fn history(api: &Api, request: &Request) -> Result<Response, Fault> {
+    let HistoryQuery { vcpu } = HistoryQuery::parse(&request.query)?;
+    let samples = api.vm().history(vcpu).ok_or_else(|| {
+        Fault::bad_request(format!(
+            "vcpu is {vcpu}, and this VM has none of that number; GET /time lists them"
+        ))
+    })?;
+    Ok(Response::ok(&VcpuHistory { vcpu, samples }))
 }
 
 #[cfg(test)]

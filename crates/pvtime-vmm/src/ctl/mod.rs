@@ -1,6 +1,7 @@
 //! `pvtime ctl`: asks a running VM, and tells it what to do.
 
 mod events;
+mod figure;
 mod ledger;
 mod status;
 
@@ -41,6 +42,7 @@ fn carry_out(client: &Client, command: &CtlCommand) -> Result<()> {
         CtlCommand::Pause { json } => change_state(client, WantedState::Paused, *json),
         CtlCommand::Resume { json } => change_state(client, WantedState::Resumed, *json),
         CtlCommand::Snapshot { folder } => snapshot(client, folder),
+        CtlCommand::Figure { file, vcpu } => figure::write(client, *vcpu, file),
         CtlCommand::Stop => {
             let action_type = ActionType::Stop;
             Ok(client.change("PUT", "/actions", &Action { action_type })?)

@@ -110,7 +110,7 @@ fn what_does_not_exist_is_refused_with_what_does() {
     assert_eq!(
         message,
         "there is no /machine-config; there are /, /vm, /snapshot/create, /actions, /time, \
-         /time/ledger, /time/events"
+         /time/ledger, /time/events, /time/history"
     );
     let (status, message) = fault(&api, "PUT", "/vm", PAUSE);
     assert_eq!(
@@ -144,6 +144,12 @@ fn what_a_resource_does_not_take_is_refused_by_name() {
             "/time/events?before=1",
             "",
             "\"before\" cannot be asked for here",
+        ),
+        (
+            "GET",
+            "/time/history?vcpu=1",
+            "",
+            "vcpu is 1, and this VM has none of that number",
         ),
         (
             "PATCH",
