@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
 use super::disk::{Disk, FileSystem, Output, failed};
-use super::manifest::{Digest, Facts, Manifest, Section};
-use super::memory::{self, CHUNK_BYTES, Index, Place};
+use super::manifest::{Facts, Manifest, Section};
+use super::memory::{self, CHUNK_BYTES, Checksum, Index, Place};
 use super::{
     FORMAT, INDEX_FILE, MACHINE_FILE, MANIFEST_FILE, MEMORY_FILE, Progress, SaveError, TIME_FILE,
     parallel,
@@ -187,14 +187,14 @@ fn write_memory(
     let output = Output::create(disk, directory.join(MEMORY_FILE))?;
     disk.set_len(&output, total_bytes)
         .map_err(output.failed())?;
-    let mut chunks = BTreeMap::new();
+    let mut checksums = BTreeMap::new();
     let mut done_bytes = 0;
     parallel::for_each(
         &memory::places(&ranges),
         CHUNK_BYTES,
         |place, buffer| write_chunk(disk, &output, memory, place, buffer).map_err(output.failed()),
-        |place, sha256| {
-            chunks.extend(sha256.map(|sha256| (place.offset, sha256)));
+        |place, checksum| {
+            checksums.extend(checksum.map(|checksum| (place.offset, checksum)));
             done_bytes += place.bytes as u64;
             progress(Progress {
                 done_bytes,
@@ -203,17 +203,17 @@ fn write_memory(
         },
     )?;
     disk.sync(&output).map_err(output.failed())?;
-    Ok(Index { ranges, chunks })
+    Ok(Index { ranges, checksums })
 }
 
-/// Writes what is not zero, and returns its digest.
+/// Writes what is not zero.
 fn write_chunk(
     disk: &dyn Disk,
     output: &Output,
     memory: &GuestMemoryMmap,
     place: &Place,
     buffer: &mut [u8],
-) -> io::Result<Option<Digest>> {
+) -> io::Result<Option<Checksum>> {
     let bytes = &mut buffer[..place.bytes];
     memory
         .read_slice(bytes, place.address)
@@ -222,5 +222,5 @@ fn write_chunk(
         let offset = place.offset + run.start as u64;
         disk.write_all_at(output, &bytes[run], offset)?;
     }
-    Ok(memory::digest(bytes))
+    Ok(Checksum::of(bytes))
 }
