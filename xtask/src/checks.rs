@@ -91,6 +91,11 @@ const CHECKS: &[Check] = &[
         run: core::size,
     },
     Check {
+        name: "fuzz",
+        about: "some seconds of each fuzz target",
+        run: core::fuzz,
+    },
+    Check {
         name: "programs",
         about: "the lab and the programs for its hosts",
         run: |workspace| {

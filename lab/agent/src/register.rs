@@ -8,10 +8,6 @@
 )]
 
 /// `CNTFRQ_EL0`, the frequency of the counter; `None` where there is no such register.
-#[cfg_attr(
-    target_arch = "aarch64",
-    expect(clippy::unnecessary_wraps, reason = "other machines have none")
-)]
 pub fn counter_frequency_hz() -> Option<u64> {
     REGISTER.map(|read| read())
 }

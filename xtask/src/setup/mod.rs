@@ -4,7 +4,7 @@ mod apt;
 mod headers;
 mod kernel;
 mod peer;
-mod qemu;
+mod program;
 mod sources;
 mod targets;
 mod toolchain;
@@ -29,7 +29,7 @@ pub fn prepare(workspace: &Workspace, needs: Needs) -> Result<PathBuf> {
         Needs::Everything => &targets::ALL,
     })?;
     if !is_host() {
-        qemu::install()?;
+        program::QEMU.install()?;
     }
     kernel::fetch(workspace)
 }
@@ -37,6 +37,11 @@ pub fn prepare(workspace: &Workspace, needs: Needs) -> Result<PathBuf> {
 /// Sets up kernel headers to compare with, and returns their folder.
 pub fn prepare_headers(workspace: &Workspace) -> Result<PathBuf> {
     headers::fetch(workspace)
+}
+
+/// Sets up what fuzz targets are built with.
+pub fn prepare_fuzzing() -> Result<()> {
+    program::CXX.install()
 }
 
 /// Sets up the toolchain that has what stable Rust has not, and returns its name for cargo.
