@@ -13,6 +13,8 @@ struct Sleep {
     gap: Gap,
     /// What of it no vCPU can have run.
     certain_ns: u64,
+    /// What the counter did meanwhile.
+    run: CounterRun,
     policy: Policy,
     /// Whether it is a pause of the VM, which adds up and of which the guest is told.
     is_pause: bool,
@@ -36,7 +38,7 @@ impl Timeline {
             } => self.stalled(now, last, run, certain_ns, possible_ns)?,
         };
         if let Some(sleep) = sleep {
-            return self.take_out(now, last, offset, run, &sleep);
+            return self.take_out(now, last, offset, &sleep);
         }
         running_count(now, last, offset)?;
         self.phase = Phase::Running { last: *now, offset };
@@ -53,26 +55,27 @@ impl Timeline {
     ) -> Result<Option<Sleep>, TimelineError> {
         let ns = now.slept_ns_since(last);
         let error_ns = now.spans_ns(last).saturating_add(error_ns);
-        // A sleep that the counter cannot tell from its own drift is none for certain.
-        let told = ns.unsigned_abs() > now.noise_ns(last);
-        let certain_ns = if told { ns - i128::from(error_ns) } else { 0 };
-        let certain_ns = u64::try_from(certain_ns.max(0))
+        let certain_ns = u64::try_from((ns - i128::from(error_ns)).max(0))
             .map_err(|_| TimelineError::PausedTooLong { more_ns: ns })?;
-        let drift_ns = match run {
-            CounterRun::Restarted => drift_ns(now, last),
-            CounterRun::Through | CounterRun::AwakeOnly => 0,
-        };
-        let sleep = Sleep {
+        let is_pause = certain_ns > 0;
+        let mut sleep = Sleep {
             gap: Gap {
                 ns,
-                error_ns: error_ns.saturating_add(drift_ns),
+                error_ns,
                 source: GapSource::SleepClocks,
             },
             certain_ns,
+            run,
             policy: self.config.policies.suspend,
-            is_pause: certain_ns > 0,
+            is_pause,
         };
-        Ok(Some(sleep).filter(|_| certain_ns > 0 || run == CounterRun::Restarted))
+        if run == CounterRun::Restarted {
+            sleep.gap.error_ns = error_ns.saturating_add(drift_ns(now, last));
+        } else if u128::from(certain_ns) <= now.noise_ns(last) {
+            // Too short to tell whether the counter stood still: taking it out might be too much.
+            (sleep.run, sleep.policy) = (CounterRun::Through, Policy::Advance);
+        }
+        Ok(Some(sleep).filter(|_| is_pause || run == CounterRun::Restarted))
     }
 
     /// The stall that somebody inferred, if any.
@@ -103,6 +106,7 @@ impl Timeline {
                 source: GapSource::Inferred,
             },
             certain_ns,
+            run,
             policy: if is_pause {
                 Policy::Freeze
             } else {
@@ -119,11 +123,10 @@ impl Timeline {
         now: &HostSample,
         last: &HostSample,
         offset: CounterOffset,
-        run: CounterRun,
         sleep: &Sleep,
     ) -> Result<Step, TimelineError> {
         let (cause, policy, gap) = (Cause::HostSuspend, sleep.policy, sleep.gap);
-        let count = guest_count(now, last, offset, run, sleep)?;
+        let count = guest_count(now, last, offset, sleep)?;
         let hidden_ns = if policy == Policy::Freeze {
             sleep.certain_ns
         } else {
@@ -181,12 +184,11 @@ fn guest_count(
     now: &HostSample,
     last: &HostSample,
     offset: CounterOffset,
-    run: CounterRun,
     sleep: &Sleep,
 ) -> Result<GuestCount, TimelineError> {
     let frequency = now.frequency;
     let shown = last.counter.to_guest(offset);
-    let ticks = match (run, sleep.policy) {
+    let ticks = match (sleep.run, sleep.policy) {
         (CounterRun::Through, Policy::Freeze) => {
             let passed = now.counter.since(last.counter);
             let hidden = frequency.ns_to_ticks(sleep.certain_ns, Rounding::Down)?;

@@ -5,7 +5,7 @@ use super::*;
 use crate::host::HostCount;
 use crate::host::live::LiveError;
 use crate::host::timers::{Timer, TimerControl, VcpuTimers};
-use crate::scale::{CompareValue, NS_PER_S, ScaleError};
+use crate::scale::{CompareValue, NS_PER_S, Rounding, ScaleError};
 use std::string::ToString;
 use std::vec::Vec;
 
@@ -171,6 +171,10 @@ fn t14_a_frozen_counter_stands_still_for_any_length() {
             "a tick"
         );
         assert_eq!(i128::from(record.hidden_ns), gap.ns);
+        // S19: the length is that of the ticks taken out.
+        let ticks = record.after.offset.0 - record.before.offset.0;
+        let length = vm.host.frequency().ticks_to_ns(ticks, Rounding::Nearest);
+        assert_eq!(length, Ok(record.hidden_ns));
     }
     let told = vm.paused_time();
     assert_eq!(told.events, 5);
@@ -636,6 +640,9 @@ fn l2_a_change_of_frequency_is_translated_published_and_held() {
     assert!(translated.virtual_timer.is_firing(moved.count()), "l5");
     assert!(!translated.physical_timer.is_firing(moved.count()), "l7");
     assert!(translated.physical_timer.is_firing(8));
+    // L8: a vCPU that is created now has the offset and the mapping that all others have.
+    assert_eq!(moved.timeline.offset(), Some(record.after.offset));
+    assert_eq!(moved.timeline.live().unwrap().mapping(), &translation.to);
 }
 
 #[test]
@@ -708,6 +715,30 @@ fn s1_s3_a_sleep_is_taken_out_and_told() {
             None,
             "dealt with"
         );
+    }
+}
+
+#[test]
+fn s17_slewed_and_set_clocks_do_not_matter() {
+    for slew_ppm in [-80_000, 80_000] {
+        let slewed = Host {
+            slew_ppm,
+            ..Host::new(25 * MHZ)
+        };
+        let mut vm = Vm::started(freeze(), slewed);
+        vm.pass(100 * MS);
+        let asleep = vm.count();
+        vm.sleep(4 * NS_PER_S, InSleep::CountsOn);
+        // Somebody sets the wall clock back by an hour.
+        vm.host.wall_skew_ns = -3_600_000_000_000;
+        let record = vm
+            .step(Event::Slept(Evidence::Clocks { error_ns: 0 }))
+            .unwrap();
+        assert_eq!((vm.count(), record.hidden_ns), (asleep, 4 * NS_PER_S));
+        vm.pass(MS).step(Event::Pause(Cause::Operator));
+        vm.host.wall_skew_ns = 3_600_000_000_000;
+        let record = vm.pass(NS_PER_S).step(Event::Resume).unwrap();
+        assert_eq!(record.gap.unwrap().ns, 1_000_000_000);
     }
 }
 
@@ -792,6 +823,30 @@ fn s7_no_sleep_and_a_negative_one_inject_nothing() {
         None
     );
     assert_eq!(vm.paused_time(), before);
+}
+
+#[test]
+fn a_sleep_that_drift_may_explain_is_told_and_left_in() {
+    for in_sleep in [InSleep::CountsOn, InSleep::StandsStill] {
+        let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+        vm.pass(3_600 * NS_PER_S).sleep(4 * NS_PER_S, in_sleep);
+        let before = vm.count();
+        let record = vm
+            .step(Event::Slept(Evidence::Clocks { error_ns: 0 }))
+            .unwrap();
+        assert_eq!(vm.count(), before, "as the counter has it");
+        assert_eq!(
+            (record.policy, record.hidden_ns),
+            (Some(Policy::Advance), 0)
+        );
+        assert_eq!(record.gap.unwrap().ns, 4_000_000_000);
+        let told = vm.paused_time();
+        assert_eq!(
+            (told.events, told.paused_ns, told.last.frozen),
+            (1, 0, false)
+        );
+        assert_eq!(told.last.physical_ns, 4 * NS_PER_S);
+    }
 }
 
 #[test]
