@@ -27,7 +27,7 @@ mod table;
 #[cfg(target_arch = "aarch64")]
 mod input;
 #[cfg(target_arch = "aarch64")]
-mod machine;
+pub mod machine;
 #[cfg(target_arch = "aarch64")]
 pub mod run;
 #[cfg(target_arch = "aarch64")]

@@ -1,7 +1,6 @@
 //! Writing a snapshot.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -54,7 +53,7 @@ pub(super) fn save_on(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), SaveError> {
     let place = Destination::new(directory)?;
-    let partial = Partial::create(disk, place.partial())?;
+    let partial = Partial::create(disk, place.partial.clone())?;
     let index = write_memory(disk, &partial.path, contents.memory, progress)?;
     let machine = serde_json::to_vec_pretty(contents.machine).expect("numbers and strings");
     let index = serde_json::to_vec_pretty(&index).expect("numbers and strings");
@@ -86,36 +85,30 @@ pub(super) fn save_on(
 /// Where a snapshot goes.
 struct Destination {
     path: PathBuf,
+    partial: PathBuf,
     folder: PathBuf,
-    name: OsString,
 }
 
 impl Destination {
     fn new(path: &Path) -> Result<Self, SaveError> {
-        let path = path.to_owned();
-        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        let Some(name) = path.file_name() else {
+            let path = path.to_owned();
             return Err(SaveError::NoName { path });
         };
-        // The parent of a name alone is empty.
-        let folder = if folder.as_os_str().is_empty() {
-            PathBuf::from(".")
-        } else {
-            folder.to_owned()
-        };
-        let name = name.to_owned();
+        // Without what may follow the name: slashes and dots.
+        let path = path.with_file_name(name);
         match path.symlink_metadata() {
-            Ok(_) => Err(SaveError::Exists { path }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Self { path, folder, name })
-            }
-            Err(source) => Err(SaveError::Write { path, source }),
+            Ok(_) => return Err(SaveError::Exists { path }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(SaveError::Write { path, source }),
         }
-    }
-
-    fn partial(&self) -> PathBuf {
-        let mut name = self.name.clone();
-        name.push(".partial");
-        self.folder.join(name)
+        let mut partial = name.to_owned();
+        partial.push(".partial");
+        Ok(Self {
+            partial: path.with_file_name(partial),
+            folder: Path::new(".").join(path.parent().unwrap_or(Path::new(""))),
+            path,
+        })
     }
 }
 
