@@ -103,6 +103,11 @@ impl Machine {
         Ok(machine)
     }
 
+    /// MiB of its memory.
+    pub fn memory_mib(&self) -> u64 {
+        self.memory.iter().map(GuestMemoryRegion::len).sum::<u64>() >> 20
+    }
+
     /// Builds a machine around its memory; in `state` if there is one, else as it is when turned
     /// on.
     fn assemble(
