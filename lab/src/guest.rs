@@ -6,7 +6,7 @@ use crate::interrupt;
 use crate::machine::{HostFile, HostSpec};
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
-use guest_protocol::report::{Hello, Sample};
+use guest_protocol::report::{Hello, Sample, Spin};
 use guest_protocol::{Action, Body, LineBuffer, MAX_LINE, Report, Request, Workload};
 use lab_agent::message::{Exit, Spawn, Spawned};
 use std::collections::VecDeque;
@@ -59,6 +59,10 @@ pub struct GuestSpec {
     pub workload: Workload,
     /// `--stolen-time`.
     pub stolen_time: &'static str,
+    /// `--on-pause`.
+    pub on_pause: &'static str,
+    /// Words for its kernel.
+    pub kernel_options: &'static str,
 }
 
 impl GuestSpec {
@@ -71,6 +75,8 @@ impl GuestSpec {
             memory_mib: 128,
             workload: Workload::Idle,
             stolen_time: "on",
+            on_pause: "freeze",
+            kernel_options: "",
         }
     }
 }
@@ -116,6 +122,8 @@ impl Guest {
             &spec.cpus.to_string(),
             "--stolen-time",
             spec.stolen_time,
+            "--on-pause",
+            spec.on_pause,
             "--console",
             &console,
             "--serial",
@@ -182,15 +190,52 @@ impl Guest {
     /// # Errors
     /// When the guest refuses or does not answer.
     pub fn ask(&mut self, host: &mut Host, action: Action) -> Result<Body> {
+        let id = self.send(host, action)?;
+        self.await_answer(host, id)
+    }
+
+    fn send(&mut self, host: &mut Host, action: Action) -> Result<u32> {
         self.last_id += 1;
         let id = self.last_id;
         let mut line = [0; MAX_LINE];
         let length = Request::new(action).with_id(id).emit(&mut line)?;
         host.write_stdin(self.vmm.child, &line[..length])?;
+        Ok(id)
+    }
+
+    fn await_answer(&mut self, host: &mut Host, id: u32) -> Result<Body> {
         let answers = move |report: &Report| report.answers == Some(id);
         match self.await_report(host, ANSWER_LIMIT, answers)?.body {
             Body::Error(error) => bail!("guest {}: {}", self.name, error.message),
             body => Ok(body),
+        }
+    }
+
+    /// Changes what a vCPU does.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn set_workload(&mut self, host: &mut Host, cpu: u32, workload: Workload) -> Result<()> {
+        let done = self.ask(host, Action::SetWorkload { cpu, workload })?;
+        match done {
+            Body::Done => Ok(()),
+            other => bail!("guest {} sent {other:?} for a new workload", self.name),
+        }
+    }
+
+    /// What each spinning vCPU saw since it was asked last.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn spins(&mut self, host: &mut Host) -> Result<Vec<Spin>> {
+        let id = self.send(host, Action::Spin)?;
+        let mut spins = Vec::new();
+        loop {
+            match self.await_answer(host, id)? {
+                Body::Spin(spin) => spins.push(spin),
+                Body::Done => return Ok(spins),
+                other => bail!("guest {} sent {other:?} for spins", self.name),
+            }
         }
     }
 
@@ -210,23 +255,27 @@ impl Guest {
     /// # Errors
     /// When `pvtime ctl` fails.
     pub fn status(&self, host: &mut Host) -> Result<Status> {
-        let argv = [
-            self.pvtime.as_str(),
-            "ctl",
-            &self.socket,
-            "status",
-            "--json",
-        ];
+        let said = self.ctl(host, &["status", "--json"])?;
+        serde_json::from_str(&said)
+            .with_context(|| format!("cannot understand the status {said:?}"))
+    }
+
+    /// Runs `pvtime ctl` and returns what it prints.
+    ///
+    /// # Errors
+    /// When it fails, with what it says.
+    pub fn ctl(&self, host: &mut Host, arguments: &[&str]) -> Result<String> {
+        let argv = [&[self.pvtime.as_str(), "ctl", &self.socket], arguments].concat();
         let finished = host.run(&argv, ANSWER_LIMIT)?;
         if finished.exit != Exit::Status(0) {
             bail!(
-                "pvtime ctl, {:?}: {}",
+                "pvtime ctl {}, {:?}: {}",
+                arguments.join(" "),
                 finished.exit,
                 finished.stderr.trim()
             );
         }
-        serde_json::from_str(&finished.stdout)
-            .with_context(|| format!("cannot understand the status {:?}", finished.stdout))
+        Ok(finished.stdout)
     }
 
     /// Lets the vCPUs run on these host CPUs, and the VMM's other threads on those.
@@ -334,7 +383,11 @@ impl Guest {
 
 fn command_line(spec: &GuestSpec) -> String {
     let workload = vec![spec.workload.to_string(); spec.cpus as usize].join(",");
-    format!("console=ttyS0 panic=-1 -- --port ttyS1 --workload {workload} --sample-ms 0")
+    let kernel_options = spec.kernel_options;
+    format!(
+        "console=ttyS0 panic=-1 {kernel_options} -- --port ttyS1 --workload {workload} \
+         --sample-ms 0"
+    )
 }
 
 #[cfg(test)]

@@ -8,10 +8,17 @@ pub mod demo;
 mod four_vcpus;
 mod interrupted;
 mod kvm_tests;
+mod ledger;
+mod pause_advance;
+mod pause_freeze;
+mod pauses;
 mod stolen_time;
 mod stolen_time_off;
+mod stolen_user;
 mod three_guests;
+mod timers_survive;
 mod watch;
+mod watchdog;
 
 use crate::scenario::Scenario;
 
@@ -23,5 +30,11 @@ pub const ALL: &[Scenario] = &[
     bad_input::SCENARIO,
     stolen_time::SCENARIO,
     stolen_time_off::SCENARIO,
+    stolen_user::SCENARIO,
+    pause_freeze::SCENARIO,
+    pause_advance::SCENARIO,
+    ledger::SCENARIO,
+    watchdog::SCENARIO,
+    timers_survive::SCENARIO,
     canary::SCENARIO,
 ];
