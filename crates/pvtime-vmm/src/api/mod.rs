@@ -133,4 +133,6 @@ impl From<anyhow::Error> for Fault {
 }
 
 #[cfg(test)]
+mod description;
+#[cfg(test)]
 pub(crate) mod fake;

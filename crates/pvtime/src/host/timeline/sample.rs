@@ -81,8 +81,9 @@ impl HostSample {
 
     /// What the counter did since `earlier`, as the clocks that never restart tell.
     ///
-    /// After a sleep no longer than [`noise_ns`](Self::noise_ns) it may have done the one or the
-    /// other of [`CounterRun::Through`] and [`CounterRun::AwakeOnly`].
+    /// A sleep no longer than the samples' spans is none: clocks that are read one after the other
+    /// seem to have slept that long. After one no longer than [`noise_ns`](Self::noise_ns) it may
+    /// have done the one or the other of [`CounterRun::Through`] and [`CounterRun::AwakeOnly`].
     pub(super) fn counter_since(&self, earlier: &Self) -> CounterRun {
         let ticks = self.counter.since(earlier.counter);
         // A count that takes 584 years or more is one that went back.
@@ -96,7 +97,7 @@ impl HostSample {
         let slack_ns = slept_ns.unsigned_abs() / u128::from(DRIFT) + self.noise_ns(earlier);
         if off_through.min(off_awake) > slack_ns {
             CounterRun::Restarted
-        } else if off_through <= off_awake {
+        } else if slept_ns <= self.spans_ns(earlier).into() || off_through <= off_awake {
             CounterRun::Through
         } else {
             CounterRun::AwakeOnly
@@ -149,5 +150,40 @@ impl HostSample {
             i128::from(self.wall_ns) - i128::from(earlier.wall_ns),
             error_ns,
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Taken over 100 ns, `CLOCK_BOOTTIME` later than the others, of a counter at 1 MHz.
+    fn sample(passed_ns: u64, boottime_late_ns: u64) -> HostSample {
+        HostSample {
+            counter: HostCount(passed_ns / 1_000),
+            frequency: Frequency::from_hz(1_000_000).unwrap(),
+            wall_ns: passed_ns,
+            wall_standard: WallStandard::Tai,
+            wall_error_ns: 0,
+            boottime_ns: passed_ns + boottime_late_ns,
+            monotonic_ns: passed_ns,
+            monotonic_raw_ns: passed_ns,
+            span_ns: 100,
+        }
+    }
+
+    #[test]
+    fn what_reading_takes_is_no_sleep() {
+        const S: u64 = 1_000_000_000;
+        let first = sample(S, 0);
+        assert_eq!(
+            sample(4 * S, 200).counter_since(&first),
+            CounterRun::Through
+        );
+        // More than that was slept, and the counter stood still.
+        assert_eq!(
+            sample(4 * S, 201).counter_since(&first),
+            CounterRun::AwakeOnly
+        );
     }
 }
