@@ -87,6 +87,7 @@ mod tests {
     use crate::seqlock::WriteWords;
     use core::cell::Cell;
     use core::sync::atomic::AtomicU64;
+    use std::thread;
 
     fn memory(stolen_ns: u64) -> [AtomicU64; 8] {
         let words: [u64; 8] = zerocopy::transmute!(StolenTime { stolen_ns }.emit());
@@ -173,6 +174,27 @@ mod tests {
                 found: 1
             }
         );
+    }
+
+    #[test]
+    fn m3_a_reader_never_sees_half_of_a_store() {
+        let last = if cfg!(miri) { 100 } else { 200_000u64 };
+        let memory = memory(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for half in 1..=last {
+                    memory[..].store(STOLEN_WORD, half << 32 | half);
+                }
+            });
+            let reader = StolenTimeReader::attach(&memory[..]).unwrap();
+            let mut seen = 0;
+            while seen < last << 32 {
+                let stolen_ns = reader.stolen_ns();
+                assert_eq!(stolen_ns >> 32, stolen_ns & 0xffff_ffff);
+                assert!(stolen_ns >= seen, "stolen time went back");
+                seen = stolen_ns;
+            }
+        });
     }
 
     #[test]

@@ -39,7 +39,7 @@
 //! ```text
 //! cargo test -p pvtime --lib seqlock
 //! RUSTFLAGS="--cfg loom" cargo test -p pvtime --lib --release --target-dir target/loom loom
-//! MIRIFLAGS=-Zmiri-many-seeds=0..64 cargo +nightly miri test -p pvtime --lib l12_threads
+//! MIRIFLAGS=-Zmiri-many-seeds=0..64 cargo +nightly miri test -p pvtime --lib -- l12_threads seqlock::mapped
 //! ```
 
 mod mapped;
