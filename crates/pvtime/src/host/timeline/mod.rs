@@ -197,7 +197,8 @@ impl Timeline {
     /// The state of a stopped VM, for another VMM or another time.
     ///
     /// `sequences` are those of the structures' writers, so that a guest that was stopped while it
-    /// read a structure notices that it was published anew.
+    /// read a structure notices that it was published anew. One of a structure that the VM does not
+    /// have is not saved.
     ///
     /// # Errors
     ///
@@ -218,7 +219,10 @@ impl Timeline {
             live: self.live.map(|live| live.parts()),
             paused: self.paused,
             paused_time: self.paused_time,
-            sequences,
+            sequences: Sequences {
+                live_physical_time: self.live.map_or(0, |_| sequences.live_physical_time),
+                paused_time: self.paused_time.map_or(0, |_| sequences.paused_time),
+            },
         })
     }
 
