@@ -59,6 +59,7 @@ mod config;
 mod error;
 mod record;
 mod resume;
+mod running;
 mod sample;
 mod sleep;
 
@@ -82,7 +83,6 @@ use super::{Cause, CounterOffset, GuestCount, PausedNs};
 use crate::abi::live_physical_time::LivePhysicalTime;
 use crate::abi::paused_time::{Pause, PausedTime};
 use crate::scale::Frequency;
-use sample::CounterRun;
 
 /// A sleep of the host shorter than this is left in the guest's counters.
 pub const SLEEP_THRESHOLD_NS: u64 = 1_000_000;
@@ -197,7 +197,8 @@ impl Timeline {
     /// The state of a stopped VM, for another VMM or another time.
     ///
     /// `sequences` are those of the structures' writers, so that a guest that was stopped while it
-    /// read a structure notices that it was published anew.
+    /// read a structure notices that it was published anew. One of a structure that the VM does not
+    /// have is not saved.
     ///
     /// # Errors
     ///
@@ -218,7 +219,10 @@ impl Timeline {
             live: self.live.map(|live| live.parts()),
             paused: self.paused,
             paused_time: self.paused_time,
-            sequences,
+            sequences: Sequences {
+                live_physical_time: self.live.map_or(0, |_| sequences.live_physical_time),
+                paused_time: self.paused_time.map_or(0, |_| sequences.paused_time),
+            },
         })
     }
 
@@ -320,81 +324,6 @@ impl Timeline {
         &self.config
     }
 
-    fn start(mut self, now: &HostSample) -> Result<Step, TimelineError> {
-        let pv = self.config.live_physical_time;
-        self.live = pv
-            .map(|pv| LiveState::start(now.frequency, pv))
-            .transpose()?;
-        let count = GuestCount(0);
-        let reading = Reading::new(now, count);
-        self.phase = Phase::Running {
-            last: *now,
-            offset: reading.offset,
-        };
-        let actions = Actions {
-            counter_offset: Some(reading.offset),
-            live_physical_time: self.live.map(|live| *live.mapping()),
-            paused_time: self.paused_time.map(|value| (value, false)),
-            ..Actions::default()
-        };
-        let before = Reading {
-            offset: CounterOffset::default(),
-            guest: GuestCount(now.counter.0),
-            ..reading
-        };
-        let adjustment = Adjustment {
-            before,
-            ..self.record(EventKind::Start, reading)?
-        };
-        Ok(Step {
-            timeline: self,
-            actions,
-            adjustment: Some(adjustment),
-        })
-    }
-
-    fn observe(
-        mut self,
-        now: &HostSample,
-        last: &HostSample,
-        offset: CounterOffset,
-    ) -> Result<Step, TimelineError> {
-        self.check_running(now, last, offset)?;
-        self.phase = Phase::Running { last: *now, offset };
-        Ok(self.unchanged())
-    }
-
-    fn stop(
-        mut self,
-        now: &HostSample,
-        last: &HostSample,
-        offset: CounterOffset,
-        cause: Cause,
-        event: EventKind,
-    ) -> Result<Step, TimelineError> {
-        self.check_running(now, last, offset)?;
-        let count = now.counter.to_guest(offset);
-        self.live = self.live.map(|live| live.stopped_at(count)).transpose()?;
-        let by_guest = event == EventKind::GuestSuspend;
-        let stop = Stop {
-            sample: *now,
-            count,
-            cause,
-            by_guest,
-            elsewhere: false,
-        };
-        self.phase = Phase::Stopped(stop);
-        let record = self.record(event, Reading::new(now, count))?;
-        let adjustment = Adjustment {
-            cause: Some(cause),
-            ..record
-        };
-        Ok(Step {
-            adjustment: Some(adjustment),
-            ..self.unchanged()
-        })
-    }
-
     fn found(mut self, found: bool) -> Step {
         if let Some(live) = &mut self.live {
             live.set_found(found);
@@ -433,27 +362,6 @@ impl Timeline {
         live.transpose()
     }
 
-    /// Refuses a sample that says that something happened to a running VM's clocks.
-    fn check_running(
-        &self,
-        now: &HostSample,
-        last: &HostSample,
-        offset: CounterOffset,
-    ) -> Result<(), TimelineError> {
-        check_same_host(now, last)?;
-        let freezes = self.config.policies.suspend == Policy::Freeze;
-        if let (true, Some(slept_ns)) = (freezes, self.slept_ns(now)) {
-            return Err(TimelineError::UnhandledSleep { slept_ns });
-        }
-        let run = now.counter_since(last);
-        let ticks = now.counter.since(last.counter);
-        if run == CounterRun::Restarted || (run == CounterRun::AwakeOnly && !freezes) {
-            let boottime_ns = now.boottime_ns - last.boottime_ns;
-            return Err(TimelineError::UnhandledRestart { ticks, boottime_ns });
-        }
-        running_count(now, last, offset).map(|_| ())
-    }
-
     /// Adds a pause to what is known of them, and to what the guest is told.
     fn add_pause(
         &mut self,
@@ -479,28 +387,6 @@ impl Timeline {
         }
         Ok(())
     }
-}
-
-/// Refuses a sample of a running VM's host that is of another host, or of before.
-fn check_same_host(now: &HostSample, last: &HostSample) -> Result<(), TimelineError> {
-    now.check_after(last)?;
-    if now.frequency != last.frequency {
-        let (before, now) = (last.frequency, now.frequency);
-        return Err(TimelineError::FrequencyChanged { before, now });
-    }
-    Ok(())
-}
-
-/// The counter of a guest that ran since `last`, which has not passed 2^64.
-fn running_count(
-    now: &HostSample,
-    last: &HostSample,
-    offset: CounterOffset,
-) -> Result<GuestCount, TimelineError> {
-    let count = last.counter.to_guest(offset);
-    let ticks = now.counter.since(last.counter);
-    let now = count.0.checked_add(ticks).map(GuestCount);
-    now.ok_or(TimelineError::CounterTooLarge { count, ticks })
 }
 
 fn live_reading(

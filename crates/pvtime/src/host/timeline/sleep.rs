@@ -1,9 +1,10 @@
 //! The host slept, or the VMM stalled, while the VM ran and nobody had paused it.
 
+use super::running::{check_same_host, running_count};
 use super::sample::{CounterRun, DRIFT};
 use super::{
     Actions, Adjustment, EventKind, Evidence, Gap, GapSource, HostSample, Phase, Policy, Reading,
-    StallPolicy, Step, Timeline, TimelineError, check_same_host, running_count,
+    StallPolicy, Step, Timeline, TimelineError,
 };
 use crate::host::{Cause, CounterOffset, GuestCount};
 use crate::scale::Rounding;

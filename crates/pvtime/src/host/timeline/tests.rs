@@ -893,6 +893,31 @@ fn s15_s16_pauses_are_told_from_when_it_is_on_and_not_when_off() {
 }
 
 #[test]
+fn sequences_are_saved_for_structures_that_there_are() {
+    let sequences = Sequences {
+        live_physical_time: 4,
+        paused_time: 6,
+    };
+    let off = Config {
+        paused_time: false,
+        ..freeze()
+    };
+    for (config, live_physical_time, paused_time) in
+        [(with_live(1), 4, 6), (freeze(), 0, 6), (off, 0, 0)]
+    {
+        let mut vm = Vm::started(config, Host::new(MHZ));
+        vm.step(Event::Pause(Cause::Snapshot));
+        let saved = vm.timeline.save(sequences).unwrap();
+        let expected = Sequences {
+            live_physical_time,
+            paused_time,
+        };
+        assert_eq!(saved.sequences, expected);
+        assert_eq!(SavedVm::parse(&saved.emit()), Ok(saved));
+    }
+}
+
+#[test]
 fn a_sleep_must_be_dealt_with_first() {
     let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
     vm.pass(MS).sleep(2 * MS, InSleep::CountsOn);
