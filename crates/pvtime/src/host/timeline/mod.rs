@@ -26,6 +26,19 @@
 //! a running VM the count since the last [`Event::Observe`] is known from `CLOCK_MONOTONIC_RAW`
 //! alone, and rounded up by its possible drift so that it never goes back.
 //!
+//! # Carrying it out
+//!
+//! - Stop the vCPUs, take the sample, step, carry out the actions in their order, let the vCPUs in.
+//!   [`Action::HoldUntil`] is a spin of some ticks right before that. Only [`Event::Observe`] and
+//!   [`Event::LivePhysicalTimeFound`] happen while vCPUs are in the guest.
+//! - A failed step changes nothing: the VM goes on running, or stays stopped, as it was.
+//! - Before a step that [`Timeline::slept_ns`] finds a sleep for, step with [`Event::Slept`].
+//! - A snapshot or a migration is [`Event::Pause`] and [`Timeline::save`] here,
+//!   [`Event::Restore`] and [`Event::Resume`] there; one that failed is [`Event::Resume`] here. Ask
+//!   [`Timeline::admits`] with the other host's frequency before anything is moved.
+//! - A sleep that is announced is [`Event::Pause`] with [`Cause::HostSuspend`] before and
+//!   [`Event::Resume`] after it.
+//!
 //! ```
 //! use pvtime::host::timeline::{Action, Config, Event, HostSample, Timeline, WallStandard};
 //! use pvtime::host::{Cause, CounterOffset, HostCount};
