@@ -86,13 +86,7 @@ fn drive(
     begin: impl FnOnce(&VmTime) -> Result<(), pvtime_kvm::Error>,
 ) -> Result<ExitCode> {
     let vcpus = machine.take_vcpus();
-    eprintln!(
-        "pvtime: {} vCPU{}, {} MiB, stolen time: {}",
-        vcpus.len(),
-        if vcpus.len() == 1 { "" } else { "s" },
-        machine.memory_mib(),
-        machine.time.stolen_time_provider()
-    );
+    let cpus = vcpus.len();
     let machine = Arc::new(machine);
     let stop = Event::new()?;
     let server = args.api_socket.as_deref().map(|path| {
@@ -100,11 +94,17 @@ fn drive(
         api::Server::start(path, status)
     });
     let server = server.transpose()?;
-
-    let (terminal, mut input) = standard_input(args, &machine)?;
     let wake = Event::new()?;
     let threads = VcpuThreads::start(vcpus, &machine.time, &machine.bus, &wake)?;
     begin(&machine.time)?;
+    eprintln!(
+        "pvtime: {} vCPU{}, {} MiB, stolen time: {}",
+        cpus,
+        if cpus == 1 { "" } else { "s" },
+        machine.memory_mib(),
+        machine.time.stolen_time_provider()
+    );
+    let (terminal, mut input) = standard_input(args, &machine)?;
     let stop = wait(&mut signals, &threads, &wake, &stop, &mut input);
     drop((threads, terminal, server));
     finish(stop?)
