@@ -22,6 +22,21 @@ mod watchdog;
 
 use crate::scenario::Scenario;
 
+/// Scenarios that run by their names alone, not with everything else, and why.
+pub const BY_NAME_ONLY: &[(&str, &str)] = &[
+    (
+        "pause-freeze",
+        "forty pauses of three seconds, and gaps that only a quiet machine keeps",
+    ),
+    ("watchdog", "two guests that are paused for a minute each"),
+];
+
+/// Why the test command leaves a scenario out, if it does.
+pub fn by_name_only(name: &str) -> Option<&'static str> {
+    let entry = BY_NAME_ONLY.iter().find(|(left_out, _)| *left_out == name);
+    entry.map(|(_, reason)| *reason)
+}
+
 /// Every scenario, in the order in which all of them run.
 pub const ALL: &[Scenario] = &[
     boot::SCENARIO,
