@@ -54,19 +54,12 @@ impl Account {
         report.reads += 1;
         report.last_counter = count;
         let previous = self.previous.replace(count).unwrap_or(count);
-        match count.checked_sub(previous) {
-            Some(ticks) => {
-                let gap = SpinGap {
-                    start: previous,
-                    ticks,
-                };
-                keep_largest(&mut report.largest_gaps, gap);
-            }
-            None => {
-                report.backwards_steps += 1;
-                report.largest_backwards_ticks =
-                    report.largest_backwards_ticks.max(previous - count);
-            }
+        if let Some(ticks) = count.checked_sub(previous) {
+            let start = previous;
+            keep_largest(&mut report.largest_gaps, SpinGap { start, ticks });
+        } else {
+            report.backwards_steps += 1;
+            report.largest_backwards_ticks = report.largest_backwards_ticks.max(previous - count);
         }
         if count < seen {
             report.cross_backwards_steps += 1;
