@@ -6,7 +6,7 @@ use crate::interrupt;
 use crate::machine::{HostFile, HostSpec};
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
-use guest_protocol::report::{Hello, Sample};
+use guest_protocol::report::{Hello, Sample, Spin};
 use guest_protocol::{Action, Body, LineBuffer, MAX_LINE, Report, Request, Workload};
 use lab_agent::message::{Exit, Spawn, Spawned};
 use std::collections::VecDeque;
@@ -57,10 +57,12 @@ pub struct GuestSpec {
     pub memory_mib: u32,
     /// What each vCPU does from the start.
     pub workload: Workload,
-    /// From one of its samples to the next; 0 for none but those that are asked for.
-    pub sample_period_ms: u32,
     /// `--stolen-time`.
     pub stolen_time: &'static str,
+    /// `--on-pause`.
+    pub on_pause: &'static str,
+    /// Words for its kernel.
+    pub kernel_options: &'static str,
 }
 
 impl GuestSpec {
@@ -72,8 +74,9 @@ impl GuestSpec {
             cpus: 1,
             memory_mib: 128,
             workload: Workload::Idle,
-            sample_period_ms: 500,
             stolen_time: "on",
+            on_pause: "freeze",
+            kernel_options: "",
         }
     }
 }
@@ -81,6 +84,7 @@ impl GuestSpec {
 /// A guest that was started. It ends with its host at the latest.
 pub struct Guest {
     name: &'static str,
+    is_busy: bool,
     vmm: Spawned,
     pvtime: String,
     socket: String,
@@ -118,6 +122,8 @@ impl Guest {
             &spec.cpus.to_string(),
             "--stolen-time",
             spec.stolen_time,
+            "--on-pause",
+            spec.on_pause,
             "--console",
             &console,
             "--serial",
@@ -137,6 +143,7 @@ impl Guest {
         }
         Ok(Self {
             name,
+            is_busy: spec.workload != Workload::Idle,
             vmm,
             pvtime,
             socket,
@@ -152,6 +159,12 @@ impl Guest {
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Whether it was started with work to do.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.is_busy
     }
 
     /// The VMM's process on the host.
@@ -172,21 +185,57 @@ impl Guest {
         }
     }
 
-    /// Asks the guest program for something, and waits for the report that answers. Of the reports
-    /// that arrive meanwhile, samples are kept for [`Self::take_samples`].
+    /// Asks the guest program for something, and waits for the report that answers.
     ///
     /// # Errors
     /// When the guest refuses or does not answer.
     pub fn ask(&mut self, host: &mut Host, action: Action) -> Result<Body> {
+        let id = self.send(host, action)?;
+        self.await_answer(host, id)
+    }
+
+    fn send(&mut self, host: &mut Host, action: Action) -> Result<u32> {
         self.last_id += 1;
         let id = self.last_id;
         let mut line = [0; MAX_LINE];
         let length = Request::new(action).with_id(id).emit(&mut line)?;
         host.write_stdin(self.vmm.child, &line[..length])?;
+        Ok(id)
+    }
+
+    fn await_answer(&mut self, host: &mut Host, id: u32) -> Result<Body> {
         let answers = move |report: &Report| report.answers == Some(id);
         match self.await_report(host, ANSWER_LIMIT, answers)?.body {
             Body::Error(error) => bail!("guest {}: {}", self.name, error.message),
             body => Ok(body),
+        }
+    }
+
+    /// Changes what a vCPU does.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn set_workload(&mut self, host: &mut Host, cpu: u32, workload: Workload) -> Result<()> {
+        let done = self.ask(host, Action::SetWorkload { cpu, workload })?;
+        match done {
+            Body::Done => Ok(()),
+            other => bail!("guest {} sent {other:?} for a new workload", self.name),
+        }
+    }
+
+    /// What each spinning vCPU saw since it was asked last.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn spins(&mut self, host: &mut Host) -> Result<Vec<Spin>> {
+        let id = self.send(host, Action::Spin)?;
+        let mut spins = Vec::new();
+        loop {
+            match self.await_answer(host, id)? {
+                Body::Spin(spin) => spins.push(spin),
+                Body::Done => return Ok(spins),
+                other => bail!("guest {} sent {other:?} for spins", self.name),
+            }
         }
     }
 
@@ -201,44 +250,32 @@ impl Guest {
         }
     }
 
-    /// The samples that have arrived by themselves since the last call.
-    ///
-    /// # Errors
-    /// When the host does not answer, or a report is damaged.
-    pub fn take_samples(&mut self, host: &mut Host) -> Result<Vec<Sample>> {
-        self.collect(host)?;
-        let mut samples = Vec::new();
-        for report in std::mem::take(&mut self.arrived) {
-            match report.body {
-                Body::Sample(sample) => samples.push(sample),
-                _ => self.arrived.push_back(report),
-            }
-        }
-        Ok(samples)
-    }
-
     /// What the VMM says of the VM now.
     ///
     /// # Errors
     /// When `pvtime ctl` fails.
     pub fn status(&self, host: &mut Host) -> Result<Status> {
-        let argv = [
-            self.pvtime.as_str(),
-            "ctl",
-            &self.socket,
-            "status",
-            "--json",
-        ];
+        let said = self.ctl(host, &["status", "--json"])?;
+        serde_json::from_str(&said)
+            .with_context(|| format!("cannot understand the status {said:?}"))
+    }
+
+    /// Runs `pvtime ctl` and returns what it prints.
+    ///
+    /// # Errors
+    /// When it fails, with what it says.
+    pub fn ctl(&self, host: &mut Host, arguments: &[&str]) -> Result<String> {
+        let argv = [&[self.pvtime.as_str(), "ctl", &self.socket], arguments].concat();
         let finished = host.run(&argv, ANSWER_LIMIT)?;
         if finished.exit != Exit::Status(0) {
             bail!(
-                "pvtime ctl, {:?}: {}",
+                "pvtime ctl {}, {:?}: {}",
+                arguments.join(" "),
                 finished.exit,
                 finished.stderr.trim()
             );
         }
-        serde_json::from_str(&finished.stdout)
-            .with_context(|| format!("cannot understand the status {:?}", finished.stdout))
+        Ok(finished.stdout)
     }
 
     /// Lets the vCPUs run on these host CPUs, and the VMM's other threads on those.
@@ -346,8 +383,11 @@ impl Guest {
 
 fn command_line(spec: &GuestSpec) -> String {
     let workload = vec![spec.workload.to_string(); spec.cpus as usize].join(",");
-    let period_ms = spec.sample_period_ms;
-    format!("console=ttyS0 panic=-1 -- --port ttyS1 --workload {workload} --sample-ms {period_ms}")
+    let kernel_options = spec.kernel_options;
+    format!(
+        "console=ttyS0 panic=-1 {kernel_options} -- --port ttyS1 --workload {workload} \
+         --sample-ms 0"
+    )
 }
 
 #[cfg(test)]
@@ -363,7 +403,7 @@ mod tests {
         };
         let line = command_line(&spec);
         assert!(
-            line.ends_with("-- --port ttyS1 --workload busy,busy,busy --sample-ms 500"),
+            line.ends_with("-- --port ttyS1 --workload busy,busy,busy --sample-ms 0"),
             "{line}"
         );
     }

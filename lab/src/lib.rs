@@ -2,6 +2,7 @@
 
 pub mod assets;
 pub mod channel;
+pub mod control;
 pub mod guest;
 pub mod host;
 pub mod initramfs;

@@ -46,15 +46,25 @@ fn run(cli: Cli) -> Result<Verdict> {
 fn list(output: &Output) -> Result<Verdict> {
     if output.json {
         let all = scenarios::ALL.iter();
-        let facts =
-            all.map(|it| json!({ "name": it.name, "about": it.about, "must_fail": it.must_fail }));
+        let facts = all.map(|it| {
+            json!({
+                "name": it.name,
+                "about": it.about,
+                "must_fail": it.must_fail,
+                "by_name_only": scenarios::by_name_only(it.name),
+            })
+        });
         println!(
             "{}",
             serde_json::to_string_pretty(&facts.collect::<Vec<_>>())?
         );
     } else {
         for scenario in scenarios::ALL {
-            println!("{:18} {}", scenario.name, scenario.about);
+            let mark = match scenarios::by_name_only(scenario.name) {
+                Some(reason) => format!(" (by name only: {reason})"),
+                None => String::new(),
+            };
+            println!("{:18} {}{mark}", scenario.name, scenario.about);
         }
     }
     Ok(Verdict::Pass)

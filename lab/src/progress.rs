@@ -34,6 +34,12 @@ impl Progress {
         }
     }
 
+    /// Time since the beginning.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
     /// Shows nothing until the next step.
     pub fn pause(&self) {
         if let Some(bar) = &self.bar {

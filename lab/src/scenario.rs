@@ -9,6 +9,7 @@ use crate::report::{Check, HostFacts, Report};
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A scenario that can be run by its name.
 pub struct Scenario {
@@ -67,6 +68,12 @@ impl Stage<'_> {
             vmm,
         });
         Ok(host)
+    }
+
+    /// Time since the scenario began.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.progress.elapsed()
     }
 
     /// Says what is being done within a step.

@@ -40,6 +40,18 @@ impl Workspace {
         command.current_dir(&self.root).args(arguments);
         command
     }
+
+    /// Cargo of another toolchain, as rustup names it: `+nightly`.
+    pub fn cargo_of(&self, toolchain: &str, arguments: &[&str]) -> Command {
+        // The cargo that runs us is one toolchain's; rustup's takes the name of another.
+        let mut command = Command::new("cargo");
+        command.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN");
+        command
+            .current_dir(&self.root)
+            .arg(toolchain)
+            .args(arguments);
+        command
+    }
 }
 
 /// The cargo that runs us, or the one in `PATH`.

@@ -29,6 +29,9 @@ use crate::kick::{self, Armed};
 /// What a member is asked to do on its vCPU while it waits.
 type Job<C> = Box<dyn FnOnce(&mut C) + Send>;
 
+/// What a member is told when it passes.
+type Watch<C> = Box<dyn Fn(Passing, &C) + Send>;
+
 /// A gate for threads that each drive a `C`, a vCPU.
 #[derive(Debug)]
 pub struct Gate<C> {
@@ -267,7 +270,7 @@ pub enum Passing {
 pub struct Member<C> {
     gate: Arc<Gate<C>>,
     index: usize,
-    watch: Box<dyn Fn(Passing) + Send>,
+    watch: Watch<C>,
 }
 
 impl<C> std::fmt::Debug for Member<C> {
@@ -287,7 +290,7 @@ impl<C> Member<C> {
     pub fn join(
         gate: &Arc<Gate<C>>,
         index: usize,
-        watch: impl Fn(Passing) + Send + 'static,
+        watch: impl Fn(Passing, &C) + Send + 'static,
     ) -> Self {
         let mut state = gate.lock();
         assert!(
@@ -334,10 +337,10 @@ impl<C> Member<C> {
 
     /// Waits while the gate is closed, doing what is asked meanwhile.
     fn wait(&self, vcpu: &mut C) -> Passage {
-        (self.watch)(Passing::Arrives);
+        (self.watch)(Passing::Arrives, vcpu);
         let passage = self.wait_for_opening(vcpu);
         if passage == Passage::Guest {
-            (self.watch)(Passing::Leaves);
+            (self.watch)(Passing::Leaves, vcpu);
         }
         passage
     }

@@ -212,6 +212,7 @@ pub struct ThreadAccounts {
     halt: HaltTime,
     idle_ns: u64,
     last: Raw,
+    was_off: bool,
 }
 
 /// What the kernel counts, at one moment.
@@ -237,6 +238,7 @@ impl ThreadAccounts {
             halt,
             idle_ns: 0,
             last: Raw::default(),
+            was_off: true,
         };
         accounts.last = accounts.read()?;
         Ok(accounts)
@@ -247,14 +249,16 @@ impl ThreadAccounts {
         self.thread
     }
 
-    /// Reads the accounts; idle time is taken over the stretch since the last call.
+    /// Reads the accounts of a vCPU that is off or on; idle time is taken over the stretch since the
+    /// last call.
     ///
     /// # Errors
     ///
     /// [`Error`].
-    pub fn sample(&mut self) -> Result<ThreadSample, Error> {
+    pub fn sample(&mut self, is_off: bool) -> Result<ThreadSample, Error> {
         let now = self.read()?;
-        self.idle_ns += now.idle_ns_since(&self.last);
+        let was_off = std::mem::replace(&mut self.was_off, is_off);
+        self.idle_ns += now.idle_ns_since(&self.last, is_off || was_off);
         self.last = now;
         Ok(self.at(now))
     }
@@ -289,12 +293,18 @@ impl ThreadAccounts {
 }
 
 impl Raw {
-    fn idle_ns_since(&self, last: &Self) -> u64 {
+    /// What the thread neither ran nor waited.
+    fn slept_ns_since(&self, last: &Self) -> u64 {
         let physical_ns = self.physical_ns - last.physical_ns;
         let busy_ns = (self.run_ns - last.run_ns) + (self.run_delay_ns - last.run_delay_ns);
-        physical_ns
-            .saturating_sub(busy_ns)
-            .min(self.halt_ns - last.halt_ns)
+        physical_ns.saturating_sub(busy_ns)
+    }
+
+    /// Sleep in which the vCPU had nothing to do; `off` where it was off at one end.
+    fn idle_ns_since(&self, last: &Self, off: bool) -> u64 {
+        let slept_ns = self.slept_ns_since(last);
+        let halt_ns = self.halt_ns - last.halt_ns;
+        if off { slept_ns } else { slept_ns.min(halt_ns) }
     }
 }
 
@@ -357,13 +367,15 @@ mod tests {
             halt_ns: 100 + halt_ns,
         };
         // Of 1000 ns the thread ran 300 and waited 100: it slept 600.
-        assert_eq!(now(300, 100, 600).idle_ns_since(&last), 600);
+        assert_eq!(now(300, 100, 600).idle_ns_since(&last, false), 600);
         // The wait after a wake-up is in the halt as well.
-        assert_eq!(now(300, 100, 650).idle_ns_since(&last), 600);
+        assert_eq!(now(300, 100, 650).idle_ns_since(&last, false), 600);
         // It slept outside the guest too.
-        assert_eq!(now(300, 100, 400).idle_ns_since(&last), 400);
+        assert_eq!(now(300, 100, 400).idle_ns_since(&last, false), 400);
+        // A vCPU that is off does not halt.
+        assert_eq!(now(300, 100, 0).idle_ns_since(&last, true), 600);
         // Clocks that are read one after the other may claim a little too much.
-        assert_eq!(now(990, 20, 5).idle_ns_since(&last), 0);
+        assert_eq!(now(990, 20, 5).idle_ns_since(&last, false), 0);
     }
 
     #[test]

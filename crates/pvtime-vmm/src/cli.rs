@@ -40,6 +40,8 @@ pub fn in_one_line(error: &clap::Error) -> String {
 pub enum Command {
     /// Run a VM until its guest turns it off
     Run(RunArgs),
+    /// Let a VM go on that was saved
+    Restore(RestoreArgs),
     /// Say what this machine can do with time, as a host and as a guest
     Probe(ProbeArgs),
     /// Ask a running VM, and tell it what to do
@@ -88,6 +90,14 @@ pub struct RunArgs {
           value_parser = value_parser!(u64).range(1..=MAX_VCPUS))]
     pub cpus: u64,
 
+    /// What a VM has however it begins.
+    #[command(flatten)]
+    pub vm: VmArgs,
+}
+
+/// What a VM has however it begins.
+#[derive(Debug, Args)]
+pub struct VmArgs {
     /// How its time is kept.
     #[command(flatten)]
     pub time: TimeArgs,
@@ -107,6 +117,29 @@ pub struct RunArgs {
     /// A Unix socket to make, for `pvtime ctl`
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
+}
+
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  pvtime ctl vm.sock snapshot before-upgrade
+  pvtime restore before-upgrade --api-socket second.sock
+  pvtime restore before-upgrade --on-restore advance --stolen-time on
+
+The guest goes on where it was saved: freeze, its counters show no time; advance, they show what
+passed by the two hosts' wall clocks. A snapshot can be restored as often as one likes, on any host
+whose counter has the same frequency. What does not verify is refused before a vCPU exists.";
+
+/// A VM out of a snapshot.
+#[derive(Debug, Args)]
+#[command(after_help = RESTORE_EXAMPLES)]
+pub struct RestoreArgs {
+    /// What `pvtime ctl SOCKET snapshot` was given
+    #[arg(value_name = "DIR")]
+    pub snapshot: PathBuf,
+
+    /// What a VM has however it begins.
+    #[command(flatten)]
+    pub vm: VmArgs,
 }
 
 /// A name as Firecracker takes it.

@@ -27,7 +27,7 @@ mod table;
 #[cfg(target_arch = "aarch64")]
 mod input;
 #[cfg(target_arch = "aarch64")]
-mod machine;
+pub mod machine;
 #[cfg(target_arch = "aarch64")]
 pub mod run;
 #[cfg(target_arch = "aarch64")]
@@ -44,14 +44,26 @@ pub mod run {
     use anyhow::{Result, bail};
 
     use crate::boot::Boot;
-    use crate::cli::RunArgs;
+    use crate::cli::{RestoreArgs, RunArgs};
+    use crate::snapshot::Snapshot;
 
     /// # Errors
     ///
     /// Always.
     pub fn run(_: &RunArgs, _: Boot) -> Result<ExitCode> {
+        no_host("run")
+    }
+
+    /// # Errors
+    ///
+    /// Always.
+    pub fn restore(_: &RestoreArgs, _: Snapshot) -> Result<ExitCode> {
+        no_host("restore")
+    }
+
+    fn no_host(command: &str) -> Result<ExitCode> {
         bail!(
-            "this is a build for {}, and pvtime run needs an arm64 host; on other machines \
+            "this is a build for {}, and pvtime {command} needs an arm64 host; on other machines \
              `cargo xtask lab` makes one",
             std::env::consts::ARCH
         )

@@ -5,11 +5,13 @@
     reason = "KVM is given the addresses of the guest's memory"
 )]
 
+mod saved;
+
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_DEV_ARM_VGIC_CTRL_INIT,
     KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS,
@@ -20,7 +22,8 @@ use kvm_ioctls::{DeviceFd, Kvm, VcpuFd, VmFd};
 use pvtime::host::timeline::{NegativeElapsed, Policies};
 use pvtime_kvm::{CounterChoice, HostTime, VcpuTime, VmTime, VmTimeConfig};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-use vm_superio::Rtc;
+use vm_superio::rtc_pl031::NoEvents;
+use vm_superio::{Rtc, SerialState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::SIGRTMIN;
 
@@ -34,6 +37,8 @@ use crate::kvm;
 use crate::layout::{
     CONSOLE, Device, GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, MAX_VCPUS, RAM, RTC, SERIAL, TIME_REGION,
 };
+use crate::state::MachineState;
+use crate::state::devices::DeviceStates;
 
 /// What to build.
 pub struct MachineConfig {
@@ -58,12 +63,16 @@ pub struct Machine {
     pub console: Port,
     /// The second port.
     pub serial: Port,
+    rtc: Arc<Mutex<Rtc<NoEvents>>>,
     /// The machine's time.
     pub time: Arc<VmTime>,
-    /// Keeps the interrupt controller.
-    _gic: DeviceFd,
+    /// What its vCPUs were made with.
+    vcpu_init: kvm_vcpu_init,
+    /// Of each vCPU, in order.
+    affinities: Vec<u64>,
+    gic: DeviceFd,
     /// Dropped after everything that lets the guest reach it.
-    _memory: GuestMemoryMmap,
+    memory: GuestMemoryMmap,
 }
 
 /// A serial port and the event that its input has been read.
@@ -86,65 +95,81 @@ impl Machine {
     ///
     /// Whatever the host refuses, with what was tried.
     pub fn new(config: MachineConfig, boot: &mut Boot) -> Result<Self> {
-        let kvm = kvm::open()?;
-        let host = HostTime::probe(&kvm)?;
-        check_size(&kvm, &host, &config)?;
-        let vm = Arc::new(kvm.create_vm().context("cannot create a virtual machine")?);
-        let memory = guest_memory(&vm, config.memory_mib)?;
-        let time = VmTime::new(
-            &vm,
-            &host,
-            VmTimeConfig {
-                vcpus: usize::try_from(config.cpus)?,
-                region: GuestAddress(TIME_REGION),
-                first_slot: RAM_SLOT + 1,
-                kick_signal: SIGRTMIN(),
-                counters: CounterChoice::Auto,
-                stolen_time: config.time.stolen_time.into(),
-                stolen_time_period: Duration::from_millis(config.time.stolen_time_period),
-                policies: Policies {
-                    pause: config.time.on_pause.into(),
-                    restore: config.time.on_restore.into(),
-                    ..Policies::default()
-                },
-                negative_elapsed: NegativeElapsed::Refuse,
-            },
-        )?;
-        let vcpus = create_vcpus(&vm, config.cpus, &time)?;
-        let gic = create_gic(&vm)?;
+        let host = Host::open(&config)?;
+        let memory_mib = config.memory_mib;
+        let memory = guest_memory(memory_mib)?;
+        let machine = Self::assemble(&host, config, memory, None)?;
+        machine.load(memory_mib, boot)?;
+        Ok(machine)
+    }
 
-        let mut bus = Bus::default();
-        let console = insert_port(&vm, &mut bus, CONSOLE, config.console)?;
-        let serial = insert_port(&vm, &mut bus, SERIAL, config.serial)?;
-        bus.insert(RTC, Arc::new(Mutex::new(Rtc::new())));
+    /// MiB of its memory.
+    pub fn memory_mib(&self) -> u64 {
+        self.memory.iter().map(GuestMemoryRegion::len).sum::<u64>() >> 20
+    }
 
-        let mut seed = [0; 64];
-        std::fs::File::open("/dev/urandom")
-            .and_then(|mut file| io::Read::read_exact(&mut file, &mut seed))
-            .context("cannot read /dev/urandom")?;
+    /// Builds a machine around its memory; in `state` if there is one, else as it is when turned
+    /// on.
+    fn assemble(
+        host: &Host,
+        config: MachineConfig,
+        memory: GuestMemoryMmap,
+        state: Option<&MachineState>,
+    ) -> Result<Self> {
+        let vm = host.kvm.create_vm();
+        let vm = Arc::new(vm.context("cannot create a virtual machine")?);
+        set_memory_slot(&vm, &memory)?;
+        let time = VmTime::new(&vm, &host.time, time_config(&config)?)?;
+        let vcpu_init = vcpu_init(&vm)?;
+        let vcpus = create_vcpus(&vm, config.cpus, vcpu_init, &time)?;
         let affinities: Vec<u64> = vcpus
             .iter()
             .map(|(vcpu, _)| affinity(vcpu))
             .collect::<Result<_>>()?;
-        let tree = fdt::write(&fdt::Contents {
-            cmdline: &boot.cmdline,
-            initramfs: boot.initramfs(),
-            memory_mib: config.memory_mib,
-            affinities: &affinities,
-            reserved: &time.reserved_memory(),
-            seed,
-        })?;
-        let entry = boot.load(&memory, &tree)?;
-        set_entry(&vcpus[0].0, entry, boot.fdt)?;
+        let gic = create_gic(&vm)?;
+        let devices = match state {
+            Some(state) => {
+                saved::restore_vcpus(&vcpus, &state.vcpus, &vcpu_init)?;
+                state.gic.restore(&gic, &affinities)?;
+                &state.devices
+            }
+            None => &DeviceStates::default(),
+        };
+        let mut bus = Bus::default();
+        let console = insert_port(&vm, &mut bus, CONSOLE, config.console, &devices.console)?;
+        let serial = insert_port(&vm, &mut bus, SERIAL, config.serial, &devices.serial)?;
+        let rtc = Arc::new(Mutex::new(Rtc::from_state(&devices.rtc, NoEvents)));
+        bus.insert(RTC, rtc.clone());
         Ok(Self {
             vcpus,
             bus: Arc::new(bus),
             console,
             serial,
+            rtc,
             time,
-            _gic: gic,
-            _memory: memory,
+            vcpu_init,
+            affinities,
+            gic,
+            memory,
         })
+    }
+
+    /// Puts what `boot` holds into memory and the first vCPU at its entry.
+    fn load(&self, memory_mib: u64, boot: &mut Boot) -> Result<()> {
+        let mut seed = [0; 64];
+        std::fs::File::open("/dev/urandom")
+            .and_then(|mut file| io::Read::read_exact(&mut file, &mut seed))
+            .context("cannot read /dev/urandom")?;
+        let tree = fdt::write(&fdt::Contents {
+            cmdline: &boot.cmdline,
+            initramfs: boot.initramfs(),
+            memory_mib,
+            affinities: &self.affinities,
+            reserved: &self.time.reserved_memory(),
+            seed,
+        })?;
+        let entry = boot.load(&self.memory, &tree)?;
+        set_entry(&self.vcpus[0].0, entry, boot.fdt)
     }
 
     /// Hands over the vCPUs, in order, to be run and dropped before the machine is.
@@ -153,26 +178,61 @@ impl Machine {
     }
 }
 
-fn check_size(kvm: &Kvm, host: &HostTime, config: &MachineConfig) -> Result<()> {
-    let most = MAX_VCPUS.min(host.max_vcpus as u64);
-    if config.cpus > most {
-        bail!("this host's KVM gives a VM at most {most} vCPUs; start with --cpus {most} or fewer");
-    }
-    let limit = 1u64 << kvm.get_host_ipa_limit();
-    let most_mib = (limit - RAM) >> 20;
-    if config.memory_mib > most_mib {
-        bail!(
-            "this host's KVM addresses at most {most_mib} MiB of guest memory; start with \
-             --memory {most_mib} or less"
-        );
-    }
-    Ok(())
+/// KVM, and what it can do with time.
+struct Host {
+    kvm: Kvm,
+    time: HostTime,
 }
 
-fn guest_memory(vm: &VmFd, memory_mib: u64) -> Result<GuestMemoryMmap> {
+impl Host {
+    /// Opens KVM, if it can have such a machine.
+    fn open(config: &MachineConfig) -> Result<Self> {
+        let kvm = kvm::open()?;
+        let time = HostTime::probe(&kvm)?;
+        let most = MAX_VCPUS.min(time.max_vcpus as u64);
+        if config.cpus > most {
+            bail!(
+                "this host's KVM gives a VM at most {most} vCPUs; start with --cpus {most} or fewer"
+            );
+        }
+        let limit = 1u64 << kvm.get_host_ipa_limit();
+        let most_mib = (limit - RAM) >> 20;
+        if config.memory_mib > most_mib {
+            bail!(
+                "this host's KVM addresses at most {most_mib} MiB of guest memory; start with \
+                 --memory {most_mib} or less"
+            );
+        }
+        Ok(Self { kvm, time })
+    }
+}
+
+fn time_config(config: &MachineConfig) -> Result<VmTimeConfig> {
+    Ok(VmTimeConfig {
+        vcpus: usize::try_from(config.cpus)?,
+        region: GuestAddress(TIME_REGION),
+        first_slot: RAM_SLOT + 1,
+        kick_signal: SIGRTMIN(),
+        counters: CounterChoice::Auto,
+        stolen_time: config.time.stolen_time.into(),
+        stolen_time_period: Duration::from_millis(config.time.stolen_time_period),
+        policies: Policies {
+            pause: config.time.on_pause.into(),
+            restore: config.time.on_restore.into(),
+            ..Policies::default()
+        },
+        negative_elapsed: NegativeElapsed::Refuse,
+    })
+}
+
+/// Memory that is all zero.
+fn guest_memory(memory_mib: u64) -> Result<GuestMemoryMmap> {
     let bytes = usize::try_from(memory_mib << 20)?;
-    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), bytes)])
-        .with_context(|| format!("cannot get {memory_mib} MiB of memory for the guest"))?;
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), bytes)])
+        .with_context(|| format!("cannot get {memory_mib} MiB of memory for the guest"))
+}
+
+fn set_memory_slot(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
     let region = memory.iter().next().expect("one range was given");
     let slot = kvm_userspace_memory_region {
         slot: RAM_SLOT,
@@ -183,22 +243,31 @@ fn guest_memory(vm: &VmFd, memory_mib: u64) -> Result<GuestMemoryMmap> {
     };
     // SAFETY: the mapping is `memory_size` bytes long and lives in the machine, which drops it
     // after its vCPUs, without which no guest reaches it. Rust code uses volatile accesses alone.
-    unsafe { vm.set_user_memory_region(slot) }.context("cannot give the guest its memory")?;
-    Ok(memory)
+    unsafe { vm.set_user_memory_region(slot) }.context("cannot give the guest its memory")
+}
+
+/// What every vCPU is made with; all but the first are turned off besides.
+fn vcpu_init(vm: &VmFd) -> Result<kvm_vcpu_init> {
+    let mut init = kvm_vcpu_init::default();
+    vm.get_preferred_target(&mut init)
+        .context("cannot ask KVM for the host's kind of CPU")?;
+    init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
+    Ok(init)
 }
 
 /// All vCPUs but the first wait for the guest to turn them on (PSCI `CPU_ON`).
-fn create_vcpus(vm: &VmFd, cpus: u64, time: &Arc<VmTime>) -> Result<Vec<(VcpuFd, VcpuTime)>> {
-    let mut target = kvm_vcpu_init::default();
-    vm.get_preferred_target(&mut target)
-        .context("cannot ask KVM for the host's kind of CPU")?;
-    target.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
+fn create_vcpus(
+    vm: &VmFd,
+    cpus: u64,
+    init: kvm_vcpu_init,
+    time: &Arc<VmTime>,
+) -> Result<Vec<(VcpuFd, VcpuTime)>> {
     (0..cpus)
         .map(|index| {
             let vcpu = vm
                 .create_vcpu(index)
                 .with_context(|| format!("cannot create vCPU {index}"))?;
-            let mut init = target;
+            let mut init = init;
             if index > 0 {
                 init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
             }
@@ -248,13 +317,15 @@ fn insert_port(
     bus: &mut Bus,
     place: Device,
     output: Box<dyn Write + Send>,
+    state: &SerialState,
 ) -> Result<Port> {
     let interrupt = EventFd::new(EFD_NONBLOCK)?;
     vm.register_irqfd(&interrupt, place.spi)
         .context("cannot connect a device's interrupt")?;
     let drained = Event::new()?;
     let events = InputDrained(drained.clone());
-    let port = SerialPort::with_events(Interrupt(interrupt), events, output);
+    let port = SerialPort::from_state(state, Interrupt(interrupt), events, output)
+        .map_err(|error| anyhow!("cannot make the serial port at {:#x}: {error}", place.base))?;
     let port = Arc::new(Mutex::new(port));
     bus.insert(place, port.clone());
     Ok(Port { port, drained })

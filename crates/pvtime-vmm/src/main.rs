@@ -7,7 +7,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use pvtime_vmm::boot::Boot;
 use pvtime_vmm::cli::{self, Cli, Command};
-use pvtime_vmm::{ctl, failure, probe, run};
+use pvtime_vmm::{ctl, failure, probe, run, snapshot};
 
 const HELP_FOR_NO_ARGUMENTS: ErrorKind = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 
@@ -36,6 +36,10 @@ fn command(command: Command) -> Result<ExitCode> {
             let initramfs = args.initramfs.as_deref();
             let boot = Boot::new(&args.kernel, initramfs, &args.cmdline, args.memory)?;
             run::run(&args, boot)
+        }
+        Command::Restore(args) => {
+            let snapshot = snapshot::open(&args.snapshot)?;
+            run::restore(&args, snapshot)
         }
         Command::Probe(args) => probe::probe(args.json),
         Command::Ctl(args) => ctl::ctl(&args),

@@ -1,11 +1,14 @@
-//! `pvtime run`: builds a machine, runs it to its end, and cleans up.
+//! `pvtime run` and `pvtime restore`: build a machine, run it to its end, and clean up.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use pvtime::host::Cause;
+use pvtime_kvm::VmTime;
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::backend::SignalDelivery;
@@ -13,11 +16,12 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::api;
 use crate::boot::Boot;
-use crate::cli::RunArgs;
+use crate::cli::{RestoreArgs, RunArgs, VmArgs};
 use crate::console::{Destination, RawTerminal};
 use crate::event::Event;
 use crate::input::Input;
 use crate::machine::{Machine, MachineConfig};
+use crate::snapshot::{Facts, Progress, Snapshot};
 use crate::status::Status;
 use crate::vcpu::{GuestStop, VcpuThreads};
 
@@ -35,47 +39,98 @@ enum Stop {
 ///
 /// Whatever the host refuses; files and sizes were checked before.
 pub fn run(args: &RunArgs, mut boot: Boot) -> Result<ExitCode> {
+    let signals = catch_signals()?;
+    let config = config(&args.vm, args.memory, args.cpus)?;
+    let machine = Machine::new(config, &mut boot)?;
+    drive(&args.vm, machine, signals, VmTime::start)
+}
+
+/// Lets a saved VM go on, to its end.
+///
+/// # Errors
+///
+/// What of the memory does not verify, and whatever the host refuses.
+pub fn restore(args: &RestoreArgs, snapshot: Snapshot) -> Result<ExitCode> {
+    let signals = catch_signals()?;
+    let Facts {
+        memory_bytes,
+        vcpus,
+        ..
+    } = *snapshot.facts();
+    let config = config(&args.vm, memory_bytes >> 20, u64::try_from(vcpus)?)?;
+    let (machine, time) = Machine::restore(config, snapshot, &mut progress("loading"))?;
+    drive(&args.vm, machine, signals, |vm| {
+        vm.restore(&time, Cause::Snapshot)?;
+        vm.resume()
+    })
+}
+
+fn config(args: &VmArgs, memory_mib: u64, cpus: u64) -> Result<MachineConfig> {
     if args.console == Destination::Stdio && args.serial == Destination::Stdio {
         bail!("two ports cannot share stdio; give --console or --serial a file or off");
     }
-    let mut signals = catch_signals()?;
-    let mut machine = Machine::new(
-        MachineConfig {
-            memory_mib: args.memory,
-            cpus: args.cpus,
-            time: args.time,
-            console: args.console.open()?,
-            serial: args.serial.open()?,
-        },
-        &mut boot,
-    )?;
-    eprintln!(
-        "pvtime: {} vCPU{}, {} MiB, stolen time: {}",
-        args.cpus,
-        if args.cpus == 1 { "" } else { "s" },
-        args.memory,
-        machine.time.stolen_time_provider()
-    );
+    Ok(MachineConfig {
+        memory_mib,
+        cpus,
+        time: args.time,
+        console: args.console.open()?,
+        serial: args.serial.open()?,
+    })
+}
+
+/// Gives a machine threads, lets its time `begin`, and serves it until something stops it.
+fn drive(
+    args: &VmArgs,
+    mut machine: Machine,
+    mut signals: Signals,
+    begin: impl FnOnce(&VmTime) -> Result<(), pvtime_kvm::Error>,
+) -> Result<ExitCode> {
+    let vcpus = machine.take_vcpus();
+    let cpus = vcpus.len();
+    let machine = Arc::new(machine);
     let stop = Event::new()?;
     let server = args.api_socket.as_deref().map(|path| {
-        let status = Status::new(&args.id, &machine.time, &stop)?;
+        let status = Status::new(&args.id, &machine, &stop)?;
         api::Server::start(path, status)
     });
     let server = server.transpose()?;
-
-    let vcpus = machine.take_vcpus();
-    let (terminal, mut input) = standard_input(args, &machine)?;
     let wake = Event::new()?;
     let threads = VcpuThreads::start(vcpus, &machine.time, &machine.bus, &wake)?;
-    machine.time.start()?;
+    begin(&machine.time)?;
+    eprintln!(
+        "pvtime: {} vCPU{}, {} MiB, stolen time: {}",
+        cpus,
+        if cpus == 1 { "" } else { "s" },
+        machine.memory_mib(),
+        machine.time.stolen_time_provider()
+    );
+    let (terminal, mut input) = standard_input(args, &machine)?;
     let stop = wait(&mut signals, &threads, &wake, &stop, &mut input);
     drop((threads, terminal, server));
     finish(stop?)
 }
 
+/// Shows how far saving or loading memory is, on a terminal.
+pub fn progress(doing: &'static str) -> impl FnMut(Progress) {
+    let mut shown = None;
+    move |Progress {
+              done_bytes,
+              total_bytes,
+          }| {
+        let percent = done_bytes
+            .saturating_mul(100)
+            .checked_div(total_bytes)
+            .unwrap_or(100);
+        if io::stderr().is_terminal() && shown.replace(percent) != Some(percent) {
+            let end = if percent == 100 { "\r\n" } else { "" };
+            eprint!("\rpvtime: {doing} memory: {percent} %{end}");
+        }
+    }
+}
+
 /// Connects standard input to the port that asked for it.
 fn standard_input<'a>(
-    args: &RunArgs,
+    args: &VmArgs,
     machine: &'a Machine,
 ) -> Result<(Option<RawTerminal>, Option<Input<'a>>)> {
     let port = match (&args.console, &args.serial) {

@@ -14,27 +14,30 @@ use crate::api::answers::{Accounts, Ledger, StolenTime, Time, VcpuTime, VmState}
 use crate::api::{Fault, Vm};
 use crate::event::Event;
 use crate::history::{self, History, Sampled};
+use crate::machine::Machine;
+use crate::run::progress;
 
 /// Answers for a VM, from any thread.
-#[derive(Debug)]
 pub struct Status {
     id: String,
+    machine: Arc<Machine>,
     time: Arc<VmTime>,
     history: History,
     stop: Event,
 }
 
 impl Status {
-    /// For a VM with this name and time, which ends when `stop` is raised.
+    /// For a machine with this name, which ends when `stop` is raised.
     ///
     /// # Errors
     ///
     /// Where no thread can be started.
-    pub fn new(id: &str, time: &Arc<VmTime>, stop: &Event) -> Result<Self> {
+    pub fn new(id: &str, machine: &Arc<Machine>, stop: &Event) -> Result<Self> {
         Ok(Self {
             id: id.into(),
-            time: Arc::clone(time),
-            history: History::start(Arc::clone(time))?,
+            machine: Arc::clone(machine),
+            time: Arc::clone(&machine.time),
+            history: History::start(Arc::clone(&machine.time))?,
             stop: stop.clone(),
         })
     }
@@ -94,10 +97,17 @@ impl Vm for Status {
         Ok(self.time.resume()?)
     }
 
-    fn snapshot(&self, _: &Path) -> Result<(), Fault> {
-        Err(Fault::unsupported(
-            "this VMM cannot save a VM yet; pause it instead".into(),
-        ))
+    fn snapshot(&self, folder: &Path) -> Result<(), Fault> {
+        let runs = self.time.is_running();
+        if runs {
+            self.time
+                .pause(Cause::Snapshot)
+                .map_err(anyhow::Error::from)?;
+        }
+        let saved = self.machine.save(folder, &mut progress("saving"));
+        let resumed = if runs { self.time.resume() } else { Ok(()) };
+        saved?;
+        Ok(resumed.map_err(anyhow::Error::from)?)
     }
 
     fn stop(&self) {

@@ -3,7 +3,7 @@
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use guest_protocol::report::Spin;
+use guest_protocol::report::{Spin, SpinGap};
 
 use crate::counter;
 
@@ -54,17 +54,15 @@ impl Account {
         report.reads += 1;
         report.last_counter = count;
         let previous = self.previous.replace(count).unwrap_or(count);
-        match count.checked_sub(previous) {
-            Some(gap) if gap > report.largest_gap_ticks => {
-                report.largest_gap_ticks = gap;
-                report.largest_gap_start = previous;
-            }
-            Some(_) => {}
-            None => {
-                report.backwards_steps += 1;
-                report.largest_backwards_ticks =
-                    report.largest_backwards_ticks.max(previous - count);
-            }
+        if let Some(ticks) = count.checked_sub(previous) {
+            let gap = SpinGap {
+                start: previous,
+                ticks,
+            };
+            keep_largest(&mut report.largest_gaps, gap);
+        } else {
+            report.backwards_steps += 1;
+            report.largest_backwards_ticks = report.largest_backwards_ticks.max(previous - count);
         }
         if count < seen {
             report.cross_backwards_steps += 1;
@@ -86,26 +84,54 @@ impl Account {
     }
 }
 
+/// Puts a gap in its place among the largest; of equals the earliest stays.
+fn keep_largest(largest: &mut [SpinGap], gap: SpinGap) {
+    // Most gaps are smaller than any of them, and this is all that is done about those.
+    if largest.last().is_none_or(|least| gap.ticks <= least.ticks) {
+        return;
+    }
+    let place = largest.partition_point(|kept| kept.ticks >= gap.ticks);
+    largest[place..].rotate_right(1);
+    largest[place] = gap;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The gaps of a report: where each began, and how far it went.
+    fn gaps(report: &Spin) -> Vec<(u64, u64)> {
+        let gaps = report.largest_gaps.iter().map(|gap| (gap.start, gap.ticks));
+        gaps.filter(|(_, ticks)| *ticks > 0).collect()
+    }
+
     #[test]
-    fn largest_gap_is_kept_with_where_it_began() {
+    fn largest_gaps_are_kept_with_where_they_began() {
+        let mut account = Account::new(0);
+        let steps = [3, 1, 7, 2, 7, 5, 9, 4, 6, 8, 1];
+        let mut count = 0;
+        account.enter(count, 0);
+        for step in steps {
+            count += step;
+            account.enter(count, 0);
+        }
+        let report = account.take();
+        let largest = [(25, 9), (44, 8), (4, 7), (13, 7), (38, 6), (20, 5)];
+        assert_eq!(gaps(&report)[..6], largest);
+        assert_eq!(gaps(&report).len(), report.largest_gaps.len());
+        assert!(gaps(&report).is_sorted_by(|a, b| a.1 >= b.1));
+    }
+
+    #[test]
+    fn a_report_has_reads_and_gaps() {
         let mut account = Account::new(3);
         for count in [100, 110, 150, 155, 190] {
             account.enter(count, 0);
         }
-        let expected = Spin {
-            cpu: 3,
-            reads: 5,
-            first_counter: 100,
-            last_counter: 190,
-            largest_gap_ticks: 40,
-            largest_gap_start: 110,
-            ..Spin::default()
-        };
-        assert_eq!(account.take(), expected);
+        let report = account.take();
+        assert_eq!((report.cpu, report.reads), (3, 5));
+        assert_eq!((report.first_counter, report.last_counter), (100, 190));
+        assert_eq!(gaps(&report), [(110, 40), (155, 35), (100, 10), (150, 5)]);
     }
 
     #[test]
@@ -113,7 +139,7 @@ mod tests {
         let mut account = Account::new(0);
         account.enter(100, 0);
         let first = account.take();
-        assert_eq!((first.reads, first.largest_gap_ticks), (1, 0));
+        assert_eq!((first.reads, gaps(&first)), (1, vec![]));
         assert_eq!(
             account.take(),
             Spin::default(),
@@ -123,10 +149,7 @@ mod tests {
         account.enter(1101, 1100);
         let second = account.take();
         assert_eq!((second.reads, second.first_counter), (2, 1100));
-        assert_eq!(
-            (second.largest_gap_start, second.largest_gap_ticks),
-            (100, 1000)
-        );
+        assert_eq!(gaps(&second), [(100, 1000), (1100, 1)]);
     }
 
     #[test]
@@ -152,7 +175,7 @@ mod tests {
             (report.backwards_steps, report.largest_backwards_ticks),
             (2, 60)
         );
-        assert_eq!((report.reads, report.largest_gap_ticks), (6, 7));
+        assert_eq!((report.reads, gaps(&report)), (6, vec![(103, 7), (100, 3)]));
     }
 
     #[test]

@@ -56,3 +56,6 @@ pub const MAX_LINE: usize = 4096;
 
 /// Most CPUs that a guest can report about.
 pub const MAX_CPUS: usize = 64;
+
+/// Gaps in one report of a spinning CPU.
+pub const MAX_GAPS: usize = 8;

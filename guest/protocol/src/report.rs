@@ -3,9 +3,9 @@
 use heapless::{String, Vec};
 use serde::{Deserialize, Serialize};
 
-use crate::MAX_CPUS;
 use crate::request::Workload;
 use crate::wire::{self, EmitError, Head, ParseError};
+use crate::{MAX_CPUS, MAX_GAPS};
 
 /// One report, and the number of the request that it answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,10 +117,9 @@ pub struct Spin {
     pub first_counter: u64,
     /// The counter at the last read.
     pub last_counter: u64,
-    /// Largest step from one read to the next, in ticks.
-    pub largest_gap_ticks: u64,
-    /// The counter where that step began.
-    pub largest_gap_start: u64,
+    /// Largest steps from one read to the next, the largest first. Where there were fewer, the
+    /// rest are 0.
+    pub largest_gaps: [SpinGap; MAX_GAPS],
     /// Reads that were below the one before on the same CPU.
     pub backwards_steps: u64,
     /// The largest of these steps, in ticks.
@@ -129,6 +128,25 @@ pub struct Spin {
     pub cross_backwards_steps: u64,
     /// The largest of these steps, in ticks.
     pub largest_cross_backwards_ticks: u64,
+}
+
+/// A step from one read of the counter to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpinGap {
+    /// The counter where it began.
+    pub start: u64,
+    /// How far it went.
+    pub ticks: u64,
+}
+
+impl Spin {
+    /// The step that began at or before a count and ended after it; none if it was not among the
+    /// largest.
+    #[must_use]
+    pub fn gap_over(&self, count: u64) -> Option<SpinGap> {
+        let is_over = |gap: &&SpinGap| count.wrapping_sub(gap.start) < gap.ticks;
+        self.largest_gaps.iter().find(is_over).copied()
+    }
 }
 
 /// Something was refused or failed.

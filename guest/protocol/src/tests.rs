@@ -7,8 +7,10 @@ use heapless::Vec;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::report::{Bye, ByeReason, Error, ErrorKind, Hello, Program, Sample, Spin};
-use crate::{Action, Body, MAX_CPUS, MAX_LINE, ParseError, Report, Request, Workload, clip};
+use crate::report::{Bye, ByeReason, Error, ErrorKind, Hello, Program, Sample, Spin, SpinGap};
+use crate::{
+    Action, Body, MAX_CPUS, MAX_GAPS, MAX_LINE, ParseError, Report, Request, Workload, clip,
+};
 
 fn emitted(report: &Report) -> StdString {
     let mut line = [0xa5; MAX_LINE];
@@ -69,18 +71,17 @@ fn sample() -> impl Strategy<Value = Body> {
 }
 
 fn spin() -> impl Strategy<Value = Body> {
-    any::<(u32, [u64; 9])>().prop_map(|(cpu, n)| {
+    any::<(u32, [u64; 7], [(u64, u64); MAX_GAPS])>().prop_map(|(cpu, n, gaps)| {
         Body::Spin(Spin {
             cpu,
             reads: n[0],
             first_counter: n[1],
             last_counter: n[2],
-            largest_gap_ticks: n[3],
-            largest_gap_start: n[4],
-            backwards_steps: n[5],
-            largest_backwards_ticks: n[6],
-            cross_backwards_steps: n[7],
-            largest_cross_backwards_ticks: n[8],
+            largest_gaps: gaps.map(|(start, ticks)| SpinGap { start, ticks }),
+            backwards_steps: n[3],
+            largest_backwards_ticks: n[4],
+            cross_backwards_steps: n[5],
+            largest_cross_backwards_ticks: n[6],
         })
     })
 }
@@ -323,6 +324,28 @@ fn the_longest_messages_fit_a_line() {
         };
         assert_eq!(Report::parse(emitted(&report).as_bytes()), Ok(report));
     }
+}
+
+#[test]
+fn the_gap_over_a_count_is_found_if_it_is_among_the_largest() {
+    let mut spin = Spin::default();
+    spin.largest_gaps[0] = SpinGap {
+        start: 1000,
+        ticks: 50,
+    };
+    spin.largest_gaps[1] = SpinGap {
+        start: u64::MAX,
+        ticks: 11,
+    };
+    let start = |count| spin.gap_over(count).map(|gap| gap.start);
+    assert_eq!(
+        [999, 1000, 1049, 1050].map(start),
+        [None, Some(1000), Some(1000), None]
+    );
+    assert_eq!(
+        [u64::MAX, 9, 10].map(start),
+        [Some(u64::MAX), Some(u64::MAX), None]
+    );
 }
 
 #[test]

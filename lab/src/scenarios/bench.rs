@@ -63,6 +63,9 @@ struct Scene {
     host: Option<Host>,
     qemu_version: String,
     runs: Vec<Run>,
+    /// How long all of it took, and how long the emulator's threads waited for a CPU meanwhile.
+    took: Duration,
+    held_up: Duration,
 }
 
 fn play(stage: &mut Stage) -> Result<()> {
@@ -138,6 +141,7 @@ fn qemu(host: &Host) -> Result<Vec<String>> {
 
 fn measure(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
+    let (start_at, held_up_before) = (stage.elapsed(), host.held_up()?);
     for _ in 0..REPEATS {
         for quiet in [false, true] {
             for vmm in [Vmm::Pvtime, Vmm::Qemu] {
@@ -147,6 +151,8 @@ fn measure(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
             }
         }
     }
+    scene.held_up = host.held_up()?.saturating_sub(held_up_before);
+    scene.took = stage.elapsed().saturating_sub(start_at);
     Ok(())
 }
 
@@ -300,12 +306,15 @@ fn write_page(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
          {} s later (`/proc/PID/smaps`).\n\
          - QEMU: `{}`.\n\
          - An emulated machine is not timed: only the ratios mean something, and they favour the \
-         VMM with fewer exits more than hardware does.\n",
+         VMM with fewer exits more than hardware does. In the {:.0} s of this run, the emulator's \
+         threads waited {:.0} s for a CPU of the machine below.\n",
         scene.qemu_version,
         host.kernel,
         table(&scene.runs),
         REST.as_secs(),
         "-M virt,gic-version=3 -enable-kvm -cpu host -smp 1 -m 256 -nographic -net none",
+        scene.took.as_secs_f64(),
+        scene.held_up.as_secs_f64(),
     );
     let path = stage.logs.join(PAGE);
     fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))

@@ -19,7 +19,7 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 /// What the names of the programs begin with.
-const TEST: &str = "kvm-test-";
+pub const TEST: &str = "kvm-test-";
 const EXAMPLE: &str = "kvm-example-";
 const LIMIT: Duration = Duration::from_secs(120);
 

@@ -43,13 +43,8 @@ impl ThreeGuests {
             workload: Workload::Busy,
             ..GuestSpec::new(name)
         };
-        // Each sample wakes a guest, and an idle one is to sleep.
-        let idle = GuestSpec {
-            sample_period_ms: 2000,
-            ..GuestSpec::new("idle")
-        };
         let mut guests = Vec::new();
-        for spec in [busy("busy-1"), busy("busy-2"), idle] {
+        for spec in [busy("busy-1"), busy("busy-2"), GuestSpec::new("idle")] {
             guests.push(Guest::start(&spec, &mut host)?);
         }
         for guest in &mut guests {
@@ -70,7 +65,8 @@ impl ThreeGuests {
     /// Watches the guests for a time; `show` gets what was seen so far after each look at all.
     ///
     /// What an emulator waits for this machine's CPUs is no time that a guest lost, but is in the
-    /// figures: if it was much, the guests are watched again, `attempts` times at most.
+    /// figures: if it was much, the guests are watched again, `attempts` times at most, and the time
+    /// with the shortest waits is judged.
     pub fn watch(
         &mut self,
         time: Duration,
@@ -80,12 +76,15 @@ impl ThreeGuests {
     ) -> Result<()> {
         for attempt in 1..=attempts {
             let before = self.host.held_up()?;
-            self.watches = Watch::all(&mut self.guests, &mut self.host, time, &mut show)?;
-            self.held_up = self.host.held_up()?.saturating_sub(before);
-            if self.held_up < time.mul_f64(HELD_UP_MAX) {
+            let watches = Watch::all(&mut self.guests, &mut self.host, time, &mut show)?;
+            let held_up = self.host.held_up()?.saturating_sub(before);
+            if attempt == 1 || held_up < self.held_up {
+                (self.watches, self.held_up) = (watches, held_up);
+            }
+            if held_up < time.mul_f64(HELD_UP_MAX) {
                 break;
             }
-            let held_up = self.held_up.as_secs_f64();
+            let held_up = held_up.as_secs_f64();
             stage.note(&format!(
                 "attempt {attempt}: the emulator waited {held_up:.1} s for a CPU"
             ));

@@ -43,20 +43,15 @@ impl Watch {
         time: Duration,
         mut show: impl FnMut(&[Self]),
     ) -> Result<Vec<Self>> {
-        let mut watches = Vec::new();
-        for guest in guests.iter_mut() {
-            // What came before is not of this time.
-            guest.take_samples(host)?;
-            let mut watch = Self::new(guest.name());
-            watch.add_sample(&guest.sample(host)?);
-            watches.push(watch);
-        }
+        let mut watches: Vec<_> = guests.iter().map(|guest| Self::new(guest.name())).collect();
         let start = Instant::now();
         loop {
             // The last look begins when the whole time is over.
             let is_last = start.elapsed() >= time;
             for (guest, watch) in guests.iter_mut().zip(&mut watches) {
-                watch.look(guest, host)?;
+                // To be asked wakes an idle guest, so that it may lose time.
+                let ask = guest.is_busy() || is_last || watch.looks.is_empty();
+                watch.look(guest, host, ask)?;
             }
             show(&watches);
             if is_last {
@@ -75,15 +70,15 @@ impl Watch {
         }
     }
 
-    /// Looks once.
-    pub fn look(&mut self, guest: &mut Guest, host: &mut Host) -> Result<()> {
+    /// Looks once, and asks the guest itself where that is wanted.
+    fn look(&mut self, guest: &mut Guest, host: &mut Host, ask: bool) -> Result<()> {
         let pid = guest.vmm().pid;
         let before = host.threads(pid)?;
         let status = guest.status(host)?;
         let after = host.threads(pid)?;
         self.add(look_of(&status, &before, &after)?);
-        for sample in guest.take_samples(host)? {
-            self.add_sample(&sample);
+        if ask {
+            self.add_sample(&guest.sample(host)?);
         }
         Ok(())
     }

@@ -97,7 +97,7 @@ fn unpack(package: &Package, cache: &Path) -> Result<()> {
 }
 
 /// The line of `sha256sum` for a file.
-fn sum_of(folder: &Path, file: &str) -> Result<String> {
+pub(super) fn sum_of(folder: &Path, file: &str) -> Result<String> {
     process::output(Command::new("sha256sum").arg(file).current_dir(folder))
 }
 
@@ -133,7 +133,7 @@ fn newest(names: Vec<String>) -> Option<String> {
 }
 
 /// The numbers in a name: `linux-image-6.12.95+deb12-cloud-arm64` gives 6, 12, 95, 12, 64.
-fn numbers_of(name: &str) -> Vec<u64> {
+pub(super) fn numbers_of(name: &str) -> Vec<u64> {
     name.split(|letter: char| !letter.is_ascii_digit())
         .filter_map(|it| it.parse().ok())
         .collect()

@@ -1,11 +1,13 @@
 //! Installs and fetches what the other tasks need. What is there already is left alone.
 
 mod apt;
+mod headers;
 mod kernel;
 mod peer;
-mod qemu;
+mod program;
 mod sources;
 mod targets;
+mod toolchain;
 
 use crate::workspace::Workspace;
 use anyhow::{Context, Result};
@@ -27,9 +29,24 @@ pub fn prepare(workspace: &Workspace, needs: Needs) -> Result<PathBuf> {
         Needs::Everything => &targets::ALL,
     })?;
     if !is_host() {
-        qemu::install()?;
+        program::QEMU.install()?;
     }
     kernel::fetch(workspace)
+}
+
+/// Sets up kernel headers to compare with, and returns their folder.
+pub fn prepare_headers(workspace: &Workspace) -> Result<PathBuf> {
+    headers::fetch(workspace)
+}
+
+/// Sets up what fuzz targets are built with.
+pub fn prepare_fuzzing() -> Result<()> {
+    program::CXX.install()
+}
+
+/// Sets up the toolchain that has what stable Rust has not, and returns its name for cargo.
+pub fn prepare_nightly() -> Result<&'static str> {
+    toolchain::install_nightly()
 }
 
 /// Sets up the VMM to measure beside, and returns its folder.

@@ -111,31 +111,35 @@ fn parse_list_line(line: &str) -> Option<Source> {
 /// The sources, as a deb822 text, that have a 6.12 kernel for a Debian of this codename: its own
 /// suites, or its backports where it is older than that kernel. `None` if the machine has none.
 pub fn for_kernel(sources: &[Source], codename: &str) -> Option<String> {
-    emit(
-        sources,
-        codename,
-        if codename == "bookworm" {
-            "-backports"
-        } else {
-            ""
-        },
-    )
+    match codename {
+        "bookworm" => emit(sources, codename, |suite| format!("{suite}-backports")),
+        _ => of_release(sources, codename),
+    }
+}
+
+/// The sources, as a deb822 text, that have the headers of a kernel that knows every interface:
+/// trixie's backports, for a Debian that is no newer. `None` if the machine has none.
+pub fn for_headers(sources: &[Source], codename: &str) -> Option<String> {
+    match codename {
+        "bookworm" | "trixie" => emit(sources, codename, |_| "trixie-backports".into()),
+        _ => of_release(sources, codename),
+    }
 }
 
 /// The sources, as a deb822 text, of the release itself. `None` if the machine has none.
 pub fn of_release(sources: &[Source], codename: &str) -> Option<String> {
-    emit(sources, codename, "")
+    emit(sources, codename, str::to_owned)
 }
 
-/// The sources of a release, with a suffix to the names of their suites.
-fn emit(sources: &[Source], codename: &str, suffix: &str) -> Option<String> {
+/// The sources of a release, with other suites of the same archive.
+fn emit(sources: &[Source], codename: &str, suite: impl Fn(&str) -> String) -> Option<String> {
     let is_base = |suite: &str| {
         suite == codename || ["oldstable", "stable", "testing", "unstable", "sid"].contains(&suite)
     };
     let mut text = String::new();
     for source in sources {
         let base = source.suites.iter().filter(|suite| is_base(suite));
-        let suites: Vec<_> = base.map(|suite| format!("{suite}{suffix}")).collect();
+        let suites: Vec<_> = base.map(|base| suite(base)).collect();
         if suites.is_empty() {
             continue;
         }

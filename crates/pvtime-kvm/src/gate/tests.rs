@@ -47,7 +47,7 @@ impl Guest {
 fn run(gate: &Arc<Gate<FakeVcpu>>, index: usize, guest: &Arc<Guest>) -> JoinHandle<u64> {
     let (gate, guest) = (Arc::clone(gate), Arc::clone(guest));
     thread::spawn(move || {
-        let member = Member::join(&gate, index, |_| ());
+        let member = Member::join(&gate, index, |_, _| ());
         let mut vcpu = FakeVcpu {
             hesitation: guest.hesitation * u32::try_from(index).unwrap(),
             ..FakeVcpu::default()
@@ -140,7 +140,7 @@ fn a_thread_that_joins_late_waits_at_the_closed_gate() {
 fn a_thread_that_does_not_come_out_is_named_and_the_rest_runs_on() {
     let gate = open_gate();
     // This thread is a member that handles an exit for ever.
-    let stuck = Member::join(&gate, 7, |_| ());
+    let stuck = Member::join(&gate, 7, |_, _| ());
     let error = gate.close(Duration::from_millis(20)).unwrap_err();
     assert!(
         matches!(error, CloseError::Stuck { index: 7, .. }),
@@ -157,6 +157,6 @@ fn a_stopped_gate_stays_stopped() {
     gate.stop();
     gate.open();
     gate.close(LIMIT).unwrap();
-    let member = Member::join(&gate, 0, |_| ());
+    let member = Member::join(&gate, 0, |_, _| ());
     assert_eq!(member.wait(&mut FakeVcpu::default()), Passage::Stopped);
 }

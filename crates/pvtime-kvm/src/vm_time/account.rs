@@ -62,17 +62,17 @@ impl VcpuAccount {
         self.thread
     }
 
-    /// The thread arrived at the gate.
-    pub fn arrive(&self) {
+    /// The thread arrived at the gate, with its vCPU on or off.
+    pub fn arrive(&self, is_off: bool) {
         let mut entries = self.lock();
-        let entered = entries.arrive();
+        let entered = entries.arrive(is_off);
         entries.keep(entered);
     }
 
     /// The thread leaves the gate, which was closed for this cause.
-    pub fn leave(&self, cause: Cause) {
+    pub fn leave(&self, cause: Cause, is_off: bool) {
         let mut entries = self.lock();
-        let entered = entries.leave(cause);
+        let entered = entries.leave(cause, is_off);
         entries.keep(entered);
     }
 
@@ -84,7 +84,7 @@ impl VcpuAccount {
         away_ns: u64,
     ) -> Result<(), AccountError> {
         let mut entries = self.lock();
-        let now = entries.thread.sample()?;
+        let now = entries.thread.peek()?;
         entries.ledger = Some(Ledger::restore(accounts, now, cause, away_ns)?);
         Ok(())
     }
@@ -117,16 +117,16 @@ impl VcpuAccount {
 }
 
 impl Entries {
-    fn arrive(&mut self) -> Result<(), AccountError> {
-        let now = self.thread.sample()?;
+    fn arrive(&mut self, is_off: bool) -> Result<(), AccountError> {
+        let now = self.thread.sample(is_off)?;
         match &mut self.ledger {
             Some(ledger) => Ok(ledger.stop(now)?),
             None => Ok(()),
         }
     }
 
-    fn leave(&mut self, cause: Cause) -> Result<(), AccountError> {
-        let now = self.thread.sample()?;
+    fn leave(&mut self, cause: Cause, is_off: bool) -> Result<(), AccountError> {
+        let now = self.thread.sample(is_off)?;
         match &mut self.ledger {
             Some(ledger) => ledger.resume(now, cause)?,
             None => self.ledger = Some(Ledger::start(now)),

@@ -230,6 +230,12 @@ pub enum Error {
     /// The saved time is damaged or of another version.
     #[error(transparent)]
     Saved(#[from] SavedError),
+    /// The guest uses stolen time and would find it gone.
+    #[error(
+        "the saved VM's guest uses stolen time, and here it would be off; restore it with \
+         --stolen-time on"
+    )]
+    StolenTimeLost,
     /// The saved time is of a VM of another shape.
     #[error(
         "the saved time has {actual} bytes, and that of a VM with {vcpus} vCPUs has {expected}"

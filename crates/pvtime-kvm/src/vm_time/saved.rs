@@ -5,7 +5,7 @@ use pvtime::host::saved::{SavedVcpu, SavedVm, Sequences};
 use pvtime::host::timeline::Event;
 
 use super::{Error, State, VmTime};
-use crate::{clock, timers};
+use crate::{StolenTimeProvider, clock, timers};
 
 impl VmTime {
     /// Everything about a stopped VM's time: counters, timers, stolen time, ledgers. Guest memory
@@ -45,6 +45,10 @@ impl VmTime {
         let mut state = self.lock();
         self.check_threads(&state)?;
         let (vm, vcpus) = parse(bytes, state.vcpus.len())?;
+        let asked = vcpus.iter().any(|saved| saved.stolen.is_some());
+        if asked && self.stolen.provider() == StolenTimeProvider::Off {
+            return Err(Error::StolenTimeLost);
+        }
         self.step(&mut state, Event::Restore { saved: &vm, cause })?;
         let written = vcpus.clone();
         self.on_vcpus(move |index, vcpu| timers::write(vcpu, &written[index].timers))?;

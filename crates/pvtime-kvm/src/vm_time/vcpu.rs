@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use kvm_bindings::KVM_MP_STATE_STOPPED;
 use kvm_ioctls::{Error as KvmError, VcpuExit, VcpuFd};
 use pvtime::host::hypercalls::{Answer, Effect, ExecutionState, Request};
 use rustix::thread::gettid;
@@ -54,10 +55,14 @@ impl VcpuTime {
         drop(state);
         time.stolen.bind(index, gettid())?;
         let closed_for = Arc::clone(&time.closed_for);
-        let member = Member::join(&time.gate, index, move |passing| match passing {
-            Passing::Arrives => account.arrive(),
-            Passing::Leaves => account.leave(closed_for.get()),
-        });
+        let member = Member::join(
+            &time.gate,
+            index,
+            move |passing, vcpu: &VcpuFd| match passing {
+                Passing::Arrives => account.arrive(is_off(vcpu)),
+                Passing::Leaves => account.leave(closed_for.get(), is_off(vcpu)),
+            },
+        );
         Ok(RunningVcpu {
             time,
             index,
@@ -103,6 +108,13 @@ impl RunningVcpu {
         }
         Ok(())
     }
+}
+
+/// Whether the guest has not turned the vCPU on, or off again (PSCI). A KVM that does not say has
+/// vCPUs that are on.
+fn is_off(vcpu: &VcpuFd) -> bool {
+    vcpu.get_mp_state()
+        .is_ok_and(|state| state.mp_state == KVM_MP_STATE_STOPPED)
 }
 
 /// The id of a general-purpose register.

@@ -386,6 +386,46 @@ fn t8_r6_a_restored_vm_goes_on_at_the_wall_clocks_time() {
     restored(Policy::Advance);
 }
 
+/// The physical counter is read right after the virtual one, so it is ahead by what passed between
+/// the two reads: no less than 0, and no more than the host counted around both.
+fn check_skew(reader: &Reader, event: &str) {
+    let readings = reader.checked();
+    let skew = |reading: &Reading| {
+        let ahead = reading.physical_count.wrapping_sub(reading.virtual_count);
+        assert!(
+            ahead <= reading.host_after - reading.host_before,
+            "after {event}: {reading:?}"
+        );
+        ahead
+    };
+    let mut skews: Vec<_> = readings.iter().map(skew).collect();
+    skews.sort_unstable();
+    let median = skews[skews.len() / 2];
+    println!("figure physical_ahead_ticks_median {median} ticks after {event}");
+}
+
+#[test]
+fn t2_the_counters_agree_before_and_after_every_event() {
+    for policy in [Policy::Freeze, Policy::Advance] {
+        let reader = Reader::started(config(2, policy));
+        reader.wait(100);
+        check_skew(&reader, "a start");
+        reader.time.pause(Cause::Snapshot).unwrap();
+        let saved = reader.time.save().unwrap();
+        sleep(Duration::from_millis(200));
+        reader.time.resume().unwrap();
+        reader.wait(100);
+        check_skew(&reader, &format!("a pause, {policy:?}"));
+        drop(reader);
+
+        let reader = Reader::new(config(2, policy));
+        reader.time.restore(&saved, Cause::Snapshot).unwrap();
+        reader.time.resume().unwrap();
+        reader.wait(100);
+        check_skew(&reader, &format!("a restoration, {policy:?}"));
+    }
+}
+
 #[test]
 fn without_the_offset_the_virtual_counter_is_kept_and_the_physical_is_the_hosts() {
     let config = VmTimeConfig {

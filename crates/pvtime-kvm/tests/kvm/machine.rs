@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use kvm_bindings::{
     KVM_ARM_VCPU_PSCI_0_2, KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR,
-    KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_V3_ADDR_TYPE_DIST,
-    KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
+    KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, KVM_DEV_ARM_VGIC_GRP_NR_IRQS,
+    KVM_DEV_ARM_VGIC_LINE_LEVEL_INFO_SHIFT, KVM_VGIC_V3_ADDR_TYPE_DIST,
+    KVM_VGIC_V3_ADDR_TYPE_REDIST, VGIC_LEVEL_INFO_LINE_LEVEL, kvm_create_device, kvm_device_attr,
     kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_userspace_memory_region, kvm_vcpu_init,
 };
 use kvm_ioctls::{DeviceFd, Kvm, VcpuFd, VmFd};
@@ -120,6 +121,22 @@ impl Machine {
         vcpu.vcpu_init(&init).unwrap();
         vcpu
     }
+}
+
+/// The lines to the interrupt controller of the interrupts 0 to 31 of a stopped VM's vCPU, a bit for
+/// each. The vCPU is one of the first sixteen.
+pub fn line_levels(gic: &DeviceFd, vcpu: usize) -> u32 {
+    let what = VGIC_LEVEL_INFO_LINE_LEVEL << KVM_DEV_ARM_VGIC_LINE_LEVEL_INFO_SHIFT;
+    let mut levels = 0xa5a5_a5a5_u32;
+    let mut attribute = kvm_device_attr {
+        flags: 0,
+        group: KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO,
+        attr: (vcpu as u64) << 32 | u64::from(what),
+        addr: (&raw mut levels) as u64,
+    };
+    // SAFETY: levels have 32 bits, as has what the address is of.
+    unsafe { gic.get_device_attr(&mut attribute) }.unwrap();
+    levels
 }
 
 /// The id of a general-purpose register; 32 is the program counter.

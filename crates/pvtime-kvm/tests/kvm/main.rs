@@ -6,3 +6,4 @@
 mod counters;
 mod machine;
 mod stolen_time;
+mod timers;

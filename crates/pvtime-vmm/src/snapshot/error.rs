@@ -42,7 +42,7 @@ pub enum SaveError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// There is none.
-    #[error("{path} is no snapshot: there is no snapshot.json in it")]
+    #[error("{path} is no snapshot: there is no snapshot.json in it; name the directory of one")]
     NotASnapshot {
         /// The directory.
         path: PathBuf,
@@ -60,7 +60,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// A file cannot be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {source}; make it readable, or copy the snapshot again")]
     Read {
         /// The file.
         path: PathBuf,

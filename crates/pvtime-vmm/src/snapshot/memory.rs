@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
+use twox_hash::XxHash3_128;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-
-use super::manifest::Digest;
 
 /// Bytes of memory with one checksum: what a huge page has.
 pub(super) const CHUNK_BYTES: usize = 2 << 20;
@@ -20,8 +18,8 @@ const PAGE_BYTES: usize = 4096;
 pub(super) struct Index {
     /// In the order in which the file has them.
     pub ranges: Vec<MemoryRange>,
-    /// The [`digest`] of each chunk that is not all zero, by where it starts in the file.
-    pub chunks: BTreeMap<u64, Digest>,
+    /// Of each chunk that is not all zero, by where it starts in the file.
+    pub checksums: BTreeMap<u64, Checksum>,
 }
 
 /// A range of guest memory.
@@ -91,22 +89,33 @@ pub(super) fn runs(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
+/// By words: the C library's comparison goes byte by byte in musl.
 fn is_zero(page: &[u8]) -> bool {
-    const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
-    *page == ZEROS[..page.len()]
+    let (words, rest) = page.as_chunks();
+    words.iter().all(|word| *word == [0; 16]) && rest.iter().all(|byte| *byte == 0)
 }
 
-/// The SHA-256 of the runs of a chunk, each as its start and length, 64 bits little-endian, and its
-/// bytes: what is zero need not be read. `None` if all of it is zero.
-pub(super) fn digest(bytes: &[u8]) -> Option<Digest> {
-    let mut hash = None;
-    for run in runs(bytes) {
-        let hash = hash.get_or_insert_with(Sha256::new);
-        hash.update((run.start as u64).to_le_bytes());
-        hash.update((run.len() as u64).to_le_bytes());
-        hash.update(&bytes[run]);
+/// The XXH3 of the runs of a chunk, each as its start and length, 64 bits little-endian, and its
+/// bytes: what is zero need not be read. Most significant byte first, as it is usually written.
+///
+/// It is as good at finding damage as SHA-256 and ten times as fast, in the time between a machine's
+/// last instruction and its next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Checksum(#[serde(with = "hex::serde")] [u8; 16]);
+
+impl Checksum {
+    /// `None` if all of the chunk is zero.
+    pub fn of(chunk: &[u8]) -> Option<Self> {
+        let mut hash = None;
+        for run in runs(chunk) {
+            let hash = hash.get_or_insert_with(XxHash3_128::new);
+            hash.write(&(run.start as u64).to_le_bytes());
+            hash.write(&(run.len() as u64).to_le_bytes());
+            hash.write(&chunk[run]);
+        }
+        hash.map(|hash| Self(hash.finish_128().to_be_bytes()))
     }
-    hash.map(|hash| Digest(hash.finalize().into()))
 }
 
 #[cfg(test)]
@@ -136,17 +145,25 @@ mod tests {
     }
 
     #[test]
-    fn digests_tell_chunks_apart() {
-        assert_eq!(digest(&[0; 3 * PAGE_BYTES]), None);
+    fn checksums_tell_chunks_apart() {
+        assert_eq!(Checksum::of(&[0; 3 * PAGE_BYTES]), None);
         let page_at = |page: usize| {
             let mut bytes = vec![0; 4 * PAGE_BYTES];
             bytes[page * PAGE_BYTES..][..PAGE_BYTES].fill(7);
             bytes
         };
-        let digests = [page_at(0), page_at(1), page_at(2)].map(|bytes| digest(&bytes).unwrap());
-        assert!(digests[0] != digests[1] && digests[1] != digests[2]);
+        let [first, second, third] = [0, 1, 2].map(|page| Checksum::of(&page_at(page)).unwrap());
+        assert!(first != second && second != third);
         // Zeros at the end are as if they were not there.
-        assert_eq!(digest(&page_at(0)[..PAGE_BYTES]), Some(digests[0]));
+        assert_eq!(Checksum::of(&page_at(0)[..PAGE_BYTES]), Some(first));
+        // Of the start and length, 0 and 4096, and the bytes.
+        assert_eq!(
+            serde_json::to_string(&first).unwrap(),
+            "\"b468299d4b5e1535635a6758c00c099c\""
+        );
+        let mut changed = page_at(0);
+        changed[7] ^= 1;
+        assert_ne!(Checksum::of(&changed), Some(first));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! | `snapshot.json` | which format this is, what the machine was, length and SHA-256 of the next three |
 //! | `machine.json` | a [`MachineState`](crate::state::MachineState) |
 //! | `time.bin` | its time, as bytes that its owner understands |
-//! | `memory.json` | where memory is, and the SHA-256 of every 2 MiB that are not all zero |
+//! | `memory.json` | where memory is, and the XXH3 (128 bits) of every 2 MiB that are not all zero |
 //! | `memory` | the memory, one range after the other; pages of zeros are holes |
 //!
 //! The last member of `snapshot.json` is the SHA-256 of everything before it; so it is in every

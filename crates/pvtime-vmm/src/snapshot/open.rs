@@ -9,8 +9,8 @@ use rustix::fs::{OFlags, SeekFrom, seek};
 use serde::de::DeserializeOwned;
 use vm_memory::{Bytes, GuestMemoryMmap};
 
-use super::manifest::{Digest, Facts, Manifest, Section};
-use super::memory::{self, CHUNK_BYTES, Index, Place};
+use super::manifest::{Facts, Manifest, Section};
+use super::memory::{self, CHUNK_BYTES, Checksum, Index, Place};
 use super::{
     INDEX_FILE, MACHINE_FILE, MANIFEST_FILE, MEMORY_FILE, OpenError, Progress, TIME_FILE, parallel,
 };
@@ -120,7 +120,7 @@ impl Snapshot {
             &memory::places(&self.index.ranges),
             CHUNK_BYTES,
             |place, buffer| {
-                let expected = self.index.chunks.get(&place.offset).copied();
+                let expected = self.index.checksums.get(&place.offset).copied();
                 self.load_chunk(memory, place, expected, buffer)
             },
             |place, ()| {
@@ -143,7 +143,7 @@ impl Snapshot {
         &self,
         memory: &GuestMemoryMmap,
         place: &Place,
-        expected: Option<Digest>,
+        expected: Option<Checksum>,
         buffer: &mut [u8],
     ) -> Result<(), OpenError> {
         let end = place.offset + place.bytes as u64;
@@ -158,7 +158,7 @@ impl Snapshot {
                 path: path(),
                 source,
             })?;
-        if memory::digest(bytes) != expected {
+        if Checksum::of(bytes) != expected {
             return Err(OpenError::DamagedMemory {
                 path: path(),
                 start: place.offset,

@@ -1,15 +1,14 @@
 //! Writing a snapshot.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestMemoryMmap};
 
 use super::disk::{Disk, FileSystem, Output, failed};
-use super::manifest::{Digest, Facts, Manifest, Section};
-use super::memory::{self, CHUNK_BYTES, Index, Place};
+use super::manifest::{Facts, Manifest, Section};
+use super::memory::{self, CHUNK_BYTES, Checksum, Index, Place};
 use super::{
     FORMAT, INDEX_FILE, MACHINE_FILE, MANIFEST_FILE, MEMORY_FILE, Progress, SaveError, TIME_FILE,
     parallel,
@@ -54,7 +53,7 @@ pub(super) fn save_on(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), SaveError> {
     let place = Destination::new(directory)?;
-    let partial = Partial::create(disk, place.partial())?;
+    let partial = Partial::create(disk, place.partial.clone())?;
     let index = write_memory(disk, &partial.path, contents.memory, progress)?;
     let machine = serde_json::to_vec_pretty(contents.machine).expect("numbers and strings");
     let index = serde_json::to_vec_pretty(&index).expect("numbers and strings");
@@ -86,36 +85,30 @@ pub(super) fn save_on(
 /// Where a snapshot goes.
 struct Destination {
     path: PathBuf,
+    partial: PathBuf,
     folder: PathBuf,
-    name: OsString,
 }
 
 impl Destination {
     fn new(path: &Path) -> Result<Self, SaveError> {
-        let path = path.to_owned();
-        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        let Some(name) = path.file_name() else {
+            let path = path.to_owned();
             return Err(SaveError::NoName { path });
         };
-        // The parent of a name alone is empty.
-        let folder = if folder.as_os_str().is_empty() {
-            PathBuf::from(".")
-        } else {
-            folder.to_owned()
-        };
-        let name = name.to_owned();
+        // Without what may follow the name: slashes and dots.
+        let path = path.with_file_name(name);
         match path.symlink_metadata() {
-            Ok(_) => Err(SaveError::Exists { path }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Self { path, folder, name })
-            }
-            Err(source) => Err(SaveError::Write { path, source }),
+            Ok(_) => return Err(SaveError::Exists { path }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(SaveError::Write { path, source }),
         }
-    }
-
-    fn partial(&self) -> PathBuf {
-        let mut name = self.name.clone();
-        name.push(".partial");
-        self.folder.join(name)
+        let mut partial = name.to_owned();
+        partial.push(".partial");
+        Ok(Self {
+            partial: path.with_file_name(partial),
+            folder: Path::new(".").join(path.parent().unwrap_or(Path::new(""))),
+            path,
+        })
     }
 }
 
@@ -187,14 +180,14 @@ fn write_memory(
     let output = Output::create(disk, directory.join(MEMORY_FILE))?;
     disk.set_len(&output, total_bytes)
         .map_err(output.failed())?;
-    let mut chunks = BTreeMap::new();
+    let mut checksums = BTreeMap::new();
     let mut done_bytes = 0;
     parallel::for_each(
         &memory::places(&ranges),
         CHUNK_BYTES,
         |place, buffer| write_chunk(disk, &output, memory, place, buffer).map_err(output.failed()),
-        |place, sha256| {
-            chunks.extend(sha256.map(|sha256| (place.offset, sha256)));
+        |place, checksum| {
+            checksums.extend(checksum.map(|checksum| (place.offset, checksum)));
             done_bytes += place.bytes as u64;
             progress(Progress {
                 done_bytes,
@@ -203,17 +196,17 @@ fn write_memory(
         },
     )?;
     disk.sync(&output).map_err(output.failed())?;
-    Ok(Index { ranges, chunks })
+    Ok(Index { ranges, checksums })
 }
 
-/// Writes what is not zero, and returns its digest.
+/// Writes what is not zero.
 fn write_chunk(
     disk: &dyn Disk,
     output: &Output,
     memory: &GuestMemoryMmap,
     place: &Place,
     buffer: &mut [u8],
-) -> io::Result<Option<Digest>> {
+) -> io::Result<Option<Checksum>> {
     let bytes = &mut buffer[..place.bytes];
     memory
         .read_slice(bytes, place.address)
@@ -222,5 +215,5 @@ fn write_chunk(
         let offset = place.offset + run.start as u64;
         disk.write_all_at(output, &bytes[run], offset)?;
     }
-    Ok(memory::digest(bytes))
+    Ok(Checksum::of(bytes))
 }

@@ -383,7 +383,7 @@ fn a_missing_file_is_named() {
     let nowhere = restore(Path::new("/nonexistent")).unwrap_err();
     assert_eq!(
         nowhere.to_string(),
-        "/nonexistent is no snapshot: there is no snapshot.json in it"
+        "/nonexistent is no snapshot: there is no snapshot.json in it; name the directory of one"
     );
     let file = restore(Path::new("/dev/null")).unwrap_err();
     assert!(matches!(file, OpenError::NotASnapshot { .. }), "{file}");
@@ -509,6 +509,17 @@ fn an_interrupted_snapshot_is_in_the_way_and_named() {
     fs::remove_dir(&partial).unwrap();
     save_with(&FileSystem, &path).unwrap();
     restore(&path).unwrap();
+}
+
+#[test]
+fn what_follows_the_name_does_not_matter() {
+    for end in ["", "/", "/."] {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("snapshot");
+        let named = format!("{}{end}", path.display());
+        save_with(&FileSystem, Path::new(&named)).unwrap();
+        restore(&path).unwrap();
+    }
 }
 
 #[test]

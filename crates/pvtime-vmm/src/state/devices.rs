@@ -3,12 +3,12 @@
 use serde::{Deserialize, Serialize};
 use vm_superio::{RtcState, SerialState};
 
-/// The devices of a machine.
+/// The devices of a machine; by default as they are when it is turned on.
 ///
 /// Bytes that a port's other end sent and the port has not taken yet are no state of the port. The
 /// clock's state is its distance from the host's wall clock: it runs on while the machine does not,
 /// as one with a battery does.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceStates {
     /// The console.

@@ -221,11 +221,16 @@ impl Machine {
     pub fn restore(saved: &Saved) -> Self {
         let machine = Self::new();
         machine.memory.write_slice(&saved.memory, RAM).unwrap();
-        for (vcpu, state) in machine.vcpus.iter().zip(&saved.vcpus) {
-            state.restore(vcpu, &machine.init).unwrap();
-        }
-        saved.gic.restore(&machine.gic, &AFFINITIES).unwrap();
+        machine.put(&saved.vcpus, &saved.gic);
         machine
+    }
+
+    /// Puts all but memory into a machine that never ran.
+    pub fn put(&self, vcpus: &[VcpuState], gic: &GicState) {
+        for (vcpu, state) in self.vcpus.iter().zip(vcpus) {
+            state.restore(vcpu, &self.init).unwrap();
+        }
+        gic.restore(&self.gic, &AFFINITIES).unwrap();
     }
 }
 

@@ -119,6 +119,11 @@ mod tests {
         time.step(1, u64::MAX);
         time.step(1, 7);
         assert_eq!(
+            time.owed_ns(),
+            u64::MAX - 1,
+            "what does not fit is not turned over"
+        );
+        assert_eq!(
             time.step(5, u64::MAX),
             Elapsed {
                 virtual_ns: 0,

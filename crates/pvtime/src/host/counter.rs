@@ -66,6 +66,7 @@ mod tests {
     use super::*;
     use crate::scale::exact::edgy;
     use proptest::prelude::*;
+    use std::string::ToString;
 
     #[test]
     fn t15_a_guest_may_be_ahead_of_its_host() {
@@ -74,6 +75,16 @@ mod tests {
         assert_eq!(HostCount(6).to_guest(offset), GuestCount(8));
         assert_eq!(HostCount(3).since(HostCount(u64::MAX)), 4);
         assert_eq!(HostCount(u64::MAX).after(4), HostCount(3));
+    }
+
+    #[test]
+    fn counts_are_shown_in_decimal_and_offsets_in_hexadecimal() {
+        let shown = [HostCount(10).to_string(), GuestCount(11).to_string()];
+        assert_eq!(shown, ["10", "11"]);
+        assert_eq!(
+            CounterOffset(u64::MAX - 1).to_string(),
+            "0xfffffffffffffffe"
+        );
     }
 
     proptest! {

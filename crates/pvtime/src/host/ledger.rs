@@ -57,7 +57,7 @@ pub enum LedgerError {
     /// A cumulative value went back.
     #[error(
         "the thread's {account} went from {last_ns} ns back to {sample_ns} ns: if another thread \
-         runs the vCPU now, resume the ledger with its sample"
+         runs the vCPU now, change to it first"
     )]
     Backwards {
         /// Which value.
@@ -240,6 +240,19 @@ impl Ledger {
         Ok(())
     }
 
+    /// Goes on with another thread, whose statistics so far are not the vCPU's. The physical time
+    /// since the last sample is entered, and is in the residual.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] for the physical time, and nothing was entered.
+    pub fn change_thread(&mut self, now: ThreadSample) -> Result<(), LedgerError> {
+        let passed_ns = since(Account::Physical, self.last.physical_ns, now.physical_ns)?;
+        add(Account::Physical, &mut self.accounts.physical_ns, passed_ns)?;
+        self.last = now;
+        Ok(())
+    }
+
     /// Enters `ns` of a stretch that [`enter`](Self::enter) covers as paused: a sleep of the host
     /// that was noticed afterwards.
     ///
@@ -279,6 +292,7 @@ fn pause(paused: PausedNs, cause: Cause, more_ns: u64) -> Result<PausedNs, Ledge
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::string::ToString;
 
     fn sample(physical_ns: u64, run_ns: u64, idle_ns: u64, stolen_ns: u64) -> ThreadSample {
         ThreadSample {
@@ -417,6 +431,51 @@ mod tests {
                 more_ns: u64::MAX
             })
         );
+    }
+
+    #[test]
+    fn another_thread_starts_anew() {
+        let mut ledger = Ledger::start(sample(0, 500, 0, 0));
+        ledger.enter(sample(10, 510, 0, 0)).unwrap();
+        ledger.change_thread(sample(13, 7, 0, 0)).unwrap();
+        ledger.enter(sample(20, 14, 0, 0)).unwrap();
+        let accounts = ledger.accounts();
+        assert_eq!((accounts.physical_ns, accounts.run_ns), (20, 17));
+        assert_eq!(accounts.residual_ns(), 3);
+        assert!(ledger.change_thread(sample(19, 0, 0, 0)).is_err());
+    }
+
+    #[test]
+    fn each_error_says_what_was_wrong_and_what_to_do() {
+        let backwards = |account| LedgerError::Backwards {
+            account,
+            last_ns: 9,
+            sample_ns: 8,
+        };
+        assert_eq!(
+            backwards(Account::Idle).to_string(),
+            "the thread's idle time went from 9 ns back to 8 ns: if another thread runs the vCPU \
+             now, change to it first"
+        );
+        let more_ns = 7;
+        assert_eq!(
+            LedgerError::TooLong {
+                account: Account::Paused,
+                more_ns
+            }
+            .to_string(),
+            "paused time would pass 2^64 ns with 7 ns more: check the samples' unit"
+        );
+        assert_eq!(
+            LedgerError::Stopped.to_string(),
+            "the VM is stopped: resume the ledger before the next sample"
+        );
+        assert_eq!(
+            LedgerError::Running.to_string(),
+            "the VM runs: stop the ledger before it is resumed"
+        );
+        let others = [Account::Physical, Account::Run, Account::Stolen].map(|it| it.to_string());
+        assert_eq!(others, ["physical time", "run time", "stolen time"]);
     }
 
     /// What the vCPU does for some nanoseconds.

@@ -27,7 +27,7 @@ pub enum StolenError {
     /// The run delay is below the last one.
     #[error(
         "the run delay went from {last_ns} ns back to {sample_ns} ns: if another thread runs \
-         the vCPU now, attach the account to it"
+         the vCPU now, change to it first"
     )]
     Backwards {
         /// The last sample.
@@ -164,6 +164,7 @@ impl StolenAccount {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::string::ToString;
     use std::vec::Vec;
 
     fn value(account: &StolenAccount) -> u64 {
@@ -266,6 +267,27 @@ mod tests {
         };
         assert_eq!(account.count(3), Err(error));
         assert_eq!(account, before);
+    }
+
+    #[test]
+    fn each_error_says_what_was_wrong_and_what_to_do() {
+        assert_eq!(
+            StolenError::Backwards {
+                last_ns: 9,
+                sample_ns: 8
+            }
+            .to_string(),
+            "the run delay went from 9 ns back to 8 ns: if another thread runs the vCPU now, \
+             change to it first"
+        );
+        assert_eq!(
+            StolenError::TooLong {
+                stolen_ns: 9,
+                more_ns: 8
+            }
+            .to_string(),
+            "9 ns stolen and 8 ns more are past 2^64: check the samples' unit"
+        );
     }
 
     #[derive(Clone, Copy, Debug)]

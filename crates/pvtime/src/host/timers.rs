@@ -47,7 +47,8 @@ pub struct VcpuTimers {
     pub physical_timer: Timer,
     /// `CNTKCTL_EL1`, with the event stream.
     pub event_control: u64,
-    /// What the guest asked for, if the above was translated before.
+    /// What the guest asked for, if the above was translated before: to be kept from one
+    /// translation to the next, with the vCPU's saved state.
     pub asked: Option<Asked>,
 }
 

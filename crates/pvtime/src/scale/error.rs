@@ -99,3 +99,90 @@ pub enum ScaleError {
     #[error("the error bound is past 2^64 ns: the VMClock was not updated for too long")]
     BoundTooLarge,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::ScaleError;
+    use std::string::ToString;
+
+    #[test]
+    fn each_error_says_what_was_wrong_and_what_to_do() {
+        let cases = [
+            (
+                ScaleError::ZeroFrequency,
+                "a counter of 0 Hz measures nothing: give the rate of the host's counter",
+            ),
+            (
+                ScaleError::AboveCntfrq {
+                    frequency_hz: 5_000_000_000,
+                },
+                "5000000000 Hz does not fit the 32 bits of CNTFRQ: use a counter below 4.29 GHz",
+            ),
+            (
+                ScaleError::SpanTooLong {
+                    count: 9,
+                    numerator: 7,
+                    denominator: 3,
+                },
+                "9 * 7 / 3 needs more than 64 bits: convert a shorter span",
+            ),
+            (
+                ScaleError::RatioTooSmall {
+                    from_hz: 9,
+                    to_hz: 1,
+                },
+                "no 64-bit multiplier takes 9 Hz to 1 Hz: choose rates less than 2^63 apart",
+            ),
+            (
+                ScaleError::PvCountTooLarge {
+                    count: 9,
+                    factor: 16,
+                    fraction_bits: 3,
+                },
+                "count 9 times 0x10 / 2^3 needs more than 64 bits: start the guest's counter \
+                 lower, or choose a lower PV frequency",
+            ),
+            (
+                ScaleError::Unreachable {
+                    pv_count: 9,
+                    factor: 16,
+                    fraction_bits: 3,
+                },
+                "no 64-bit native count reaches PV count 9 at 0x10 / 2^3: treat the deadline as \
+                 never",
+            ),
+            (
+                ScaleError::DeadlineTooFar { count: 9, ticks: 7 },
+                "count 9 plus 7 ticks is past 2^64: treat the deadline as never",
+            ),
+            (
+                ScaleError::LiveTimeTooLong {
+                    native_ticks: 9,
+                    native_hz: 1,
+                    pv_hz: 2,
+                },
+                "9 ticks of 1 Hz take live time past 2^64 ticks of 2 Hz: choose a lower PV \
+                 frequency",
+            ),
+            (
+                ScaleError::PeriodTooLong { frequency_hz: 1 },
+                "a VMClock cannot say the period of 1 Hz: use a counter of 2 Hz or more",
+            ),
+            (
+                ScaleError::TimestampTooLate,
+                "the time is past 2^64 s: the VMClock's counter value or period is wrong",
+            ),
+            (
+                ScaleError::TimestampTooEarly,
+                "the time is before 0: the VMClock's counter value or period is wrong",
+            ),
+            (
+                ScaleError::BoundTooLarge,
+                "the error bound is past 2^64 ns: the VMClock was not updated for too long",
+            ),
+        ];
+        for (error, message) in cases {
+            assert_eq!(error.to_string(), message);
+        }
+    }
+}

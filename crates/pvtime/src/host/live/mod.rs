@@ -22,7 +22,7 @@
 //! guest reads is at most half a native tick ahead of the ideal, and behind it by less than half a
 //! native tick, one PV tick and `(n - n0) / 2^f` PV ticks. The last term is the published
 //! multiplier's truncation. It stays below half a native tick for `2^62 * min(1, pv / native)`
-//! native ticks: 146 years at 1 GHz, 40 days for a PV frequency of 24 MHz on a host of 4 GHz.
+//! native ticks: 146 years at 1 GHz, 80 days for a PV frequency of 24 MHz on a host of 4 GHz.
 //! Each change of host adds at most 2^-65 PV ticks to the ideal itself.
 
 use super::GuestCount;

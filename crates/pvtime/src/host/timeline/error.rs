@@ -197,3 +197,154 @@ impl core::fmt::Display for DisplayPv {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    fn hz(hz: u64) -> Frequency {
+        Frequency::from_hz(hz).unwrap()
+    }
+
+    #[test]
+    fn a_refused_configuration_says_what_to_do_without() {
+        let cases = [
+            (
+                TimelineError::LiveWithAdvance { event: "pause" },
+                "live physical time stands still over every pause and --on-pause advance does \
+                 not: use freeze, or do without live physical time",
+            ),
+            (
+                TimelineError::LiveWithNested,
+                "live physical time does not work with nested virtualization: do without one of \
+                 the two",
+            ),
+            (
+                TimelineError::LiveWithVirtualOnly,
+                "live physical time needs an offset for the physical counter too: use a host \
+                 with KVM_CAP_COUNTER_OFFSET (Linux 6.4), or do without live physical time",
+            ),
+            (
+                TimelineError::LiveWithGuestSuspend,
+                "live physical time stands still while the guest suspends itself and its \
+                 counters must not: pause it instead, or do without live physical time",
+            ),
+            (
+                TimelineError::PvFrequencyDiffers {
+                    saved: Some(hz(24)),
+                    configured: None,
+                },
+                "the VM was saved with live physical time at 24 Hz and would be restored without \
+                 live physical time: the PV frequency is for the VM's life",
+            ),
+            (
+                TimelineError::ScopeDiffers {
+                    saved: CounterScope::VirtualOnly,
+                    configured: CounterScope::Both,
+                },
+                "the VM's offset was for the virtual counter alone and would be for the virtual \
+                 and the physical counter: one of its counters would jump; restore it on a host \
+                 that can do the same",
+            ),
+            (
+                TimelineError::NotARestore {
+                    cause: Cause::Operator,
+                },
+                "a VM is not restored because of a pause by operator: say snapshot or migration",
+            ),
+            (
+                TimelineError::WallClocksDiffer {
+                    saved: WallStandard::Tai,
+                    host: WallStandard::Realtime,
+                },
+                "the VM's time was taken from TAI and this host's from REALTIME: sample the same \
+                 clock on both, or use freeze",
+            ),
+        ];
+        for (error, message) in cases {
+            assert_eq!(error.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn a_refused_sample_says_what_the_clocks_did() {
+        let cases = [
+            (
+                TimelineError::FrequencyChanged {
+                    before: hz(25),
+                    now: hz(24),
+                },
+                "the host's counter changed from 25 Hz to 24 Hz while the VM ran: stop the VM",
+            ),
+            (
+                TimelineError::ClockWentBack {
+                    clock: "CLOCK_BOOTTIME",
+                    before_ns: 9,
+                    now_ns: 8,
+                },
+                "CLOCK_BOOTTIME went from 9 ns back to 8 ns: sample the host's own clocks",
+            ),
+            (
+                TimelineError::UnhandledSleep { slept_ns: 7 },
+                "the host slept for 7 ns: stop the vCPUs and step with Slept first",
+            ),
+            (
+                TimelineError::UnhandledRestart {
+                    ticks: 5,
+                    boottime_ns: 900,
+                },
+                "the host's counter made 5 ticks in 900 ns: it restarted or stood still; stop \
+                 the vCPUs and step with Slept first",
+            ),
+            (
+                TimelineError::SleepTooLong {
+                    hidden_ns: 70,
+                    now: GuestCount(5),
+                    last: GuestCount(4),
+                },
+                "70 ns of sleep would take the guest's counter from 5 to before 4, which it has \
+                 shown: sample more often, or give a smaller certain length",
+            ),
+            (
+                TimelineError::StallBounds {
+                    certain_ns: 5,
+                    possible_ns: 3,
+                },
+                "a stall of certainly 5 ns is at most 3 ns: swap the two",
+            ),
+            (
+                TimelineError::CounterTooLarge {
+                    count: GuestCount(9),
+                    ticks: 7,
+                },
+                "7 ticks more take the guest's counter 9 past 2^64: use freeze",
+            ),
+            (
+                TimelineError::PausedTooLong { more_ns: 7 },
+                "7 ns more take the paused time past 2^64 ns: check the hosts' clocks",
+            ),
+            (
+                TimelineError::Live(LiveError::BeforeBase {
+                    count: GuestCount(3),
+                    base: GuestCount(4),
+                }),
+                "guest count 3 is below 4, where this host began: its counter went back",
+            ),
+            (
+                TimelineError::Live(LiveError::Inconsistent {
+                    what: "the first count",
+                }),
+                "the first count of the saved live physical time contradicts the rest: the state \
+                 is damaged",
+            ),
+            (
+                TimelineError::Scale(ScaleError::ZeroFrequency),
+                "a counter of 0 Hz measures nothing: give the rate of the host's counter",
+            ),
+        ];
+        for (error, message) in cases {
+            assert_eq!(error.to_string(), message);
+        }
+    }
+}

@@ -26,6 +26,19 @@
 //! a running VM the count since the last [`Event::Observe`] is known from `CLOCK_MONOTONIC_RAW`
 //! alone, and rounded up by its possible drift so that it never goes back.
 //!
+//! # Carrying it out
+//!
+//! - Stop the vCPUs, take the sample, step, carry out the actions in their order, let the vCPUs in.
+//!   [`Action::HoldUntil`] is a spin of some ticks right before that. Only [`Event::Observe`] and
+//!   [`Event::LivePhysicalTimeFound`] happen while vCPUs are in the guest.
+//! - A failed step changes nothing: the VM goes on running, or stays stopped, as it was.
+//! - Before a step that [`Timeline::slept_ns`] finds a sleep for, step with [`Event::Slept`].
+//! - A snapshot or a migration is [`Event::Pause`] and [`Timeline::save`] here,
+//!   [`Event::Restore`] and [`Event::Resume`] there; one that failed is [`Event::Resume`] here. Ask
+//!   [`Timeline::admits`] with the other host's frequency before anything is moved.
+//! - A sleep that is announced is [`Event::Pause`] with [`Cause::HostSuspend`] before and
+//!   [`Event::Resume`] after it.
+//!
 //! ```
 //! use pvtime::host::timeline::{Action, Config, Event, HostSample, Timeline, WallStandard};
 //! use pvtime::host::{Cause, CounterOffset, HostCount};
@@ -59,6 +72,7 @@ mod config;
 mod error;
 mod record;
 mod resume;
+mod running;
 mod sample;
 mod sleep;
 
@@ -82,7 +96,6 @@ use super::{Cause, CounterOffset, GuestCount, PausedNs};
 use crate::abi::live_physical_time::LivePhysicalTime;
 use crate::abi::paused_time::{Pause, PausedTime};
 use crate::scale::Frequency;
-use sample::CounterRun;
 
 /// A sleep of the host shorter than this is left in the guest's counters.
 pub const SLEEP_THRESHOLD_NS: u64 = 1_000_000;
@@ -183,7 +196,9 @@ impl Timeline {
                 self.slept(&now, &last, offset, evidence)
             }
             (Event::Resume, Phase::Stopped(stop)) => self.resume(&now, &stop),
-            (Event::LivePhysicalTimeFound, Phase::Running { .. }) => Ok(self.found(true)),
+            (Event::LivePhysicalTimeFound, Phase::Running { .. } | Phase::Stopped(_)) => {
+                Ok(self.found(true))
+            }
             (Event::GuestReset, Phase::Running { .. } | Phase::Stopped(_)) => Ok(self.found(false)),
             (event, phase) => Err(TimelineError::OutOfOrder {
                 event: event.kind().verb(),
@@ -195,7 +210,8 @@ impl Timeline {
     /// The state of a stopped VM, for another VMM or another time.
     ///
     /// `sequences` are those of the structures' writers, so that a guest that was stopped while it
-    /// read a structure notices that it was published anew.
+    /// read a structure notices that it was published anew. One of a structure that the VM does not
+    /// have is not saved.
     ///
     /// # Errors
     ///
@@ -216,7 +232,10 @@ impl Timeline {
             live: self.live.map(|live| live.parts()),
             paused: self.paused,
             paused_time: self.paused_time,
-            sequences,
+            sequences: Sequences {
+                live_physical_time: self.live.map_or(0, |_| sequences.live_physical_time),
+                paused_time: self.paused_time.map_or(0, |_| sequences.paused_time),
+            },
         })
     }
 
@@ -318,81 +337,6 @@ impl Timeline {
         &self.config
     }
 
-    fn start(mut self, now: &HostSample) -> Result<Step, TimelineError> {
-        let pv = self.config.live_physical_time;
-        self.live = pv
-            .map(|pv| LiveState::start(now.frequency, pv))
-            .transpose()?;
-        let count = GuestCount(0);
-        let reading = Reading::new(now, count);
-        self.phase = Phase::Running {
-            last: *now,
-            offset: reading.offset,
-        };
-        let actions = Actions {
-            counter_offset: Some(reading.offset),
-            live_physical_time: self.live.map(|live| *live.mapping()),
-            paused_time: self.paused_time.map(|value| (value, false)),
-            ..Actions::default()
-        };
-        let before = Reading {
-            offset: CounterOffset::default(),
-            guest: GuestCount(now.counter.0),
-            ..reading
-        };
-        let adjustment = Adjustment {
-            before,
-            ..self.record(EventKind::Start, reading)?
-        };
-        Ok(Step {
-            timeline: self,
-            actions,
-            adjustment: Some(adjustment),
-        })
-    }
-
-    fn observe(
-        mut self,
-        now: &HostSample,
-        last: &HostSample,
-        offset: CounterOffset,
-    ) -> Result<Step, TimelineError> {
-        self.check_running(now, last, offset)?;
-        self.phase = Phase::Running { last: *now, offset };
-        Ok(self.unchanged())
-    }
-
-    fn stop(
-        mut self,
-        now: &HostSample,
-        last: &HostSample,
-        offset: CounterOffset,
-        cause: Cause,
-        event: EventKind,
-    ) -> Result<Step, TimelineError> {
-        self.check_running(now, last, offset)?;
-        let count = now.counter.to_guest(offset);
-        self.live = self.live.map(|live| live.stopped_at(count)).transpose()?;
-        let by_guest = event == EventKind::GuestSuspend;
-        let stop = Stop {
-            sample: *now,
-            count,
-            cause,
-            by_guest,
-            elsewhere: false,
-        };
-        self.phase = Phase::Stopped(stop);
-        let record = self.record(event, Reading::new(now, count))?;
-        let adjustment = Adjustment {
-            cause: Some(cause),
-            ..record
-        };
-        Ok(Step {
-            adjustment: Some(adjustment),
-            ..self.unchanged()
-        })
-    }
-
     fn found(mut self, found: bool) -> Step {
         if let Some(live) = &mut self.live {
             live.set_found(found);
@@ -410,9 +354,6 @@ impl Timeline {
 
     /// A record of an event that leaves the counters as `reading` has them.
     fn record(&self, event: EventKind, reading: Reading) -> Result<Adjustment, TimelineError> {
-        let live = self
-            .live
-            .map(|live| live_reading(&live, reading, &live, reading));
         Ok(Adjustment {
             event,
             cause: None,
@@ -422,33 +363,16 @@ impl Timeline {
             clamped: false,
             before: reading,
             after: reading,
-            live: live.transpose()?,
+            live: self.live_at(reading)?,
         })
     }
 
-    /// Refuses a sample that says that something happened to a running VM's clocks.
-    fn check_running(
-        &self,
-        now: &HostSample,
-        last: &HostSample,
-        offset: CounterOffset,
-    ) -> Result<(), TimelineError> {
-        check_same_host(now, last)?;
-        let freezes = self.config.policies.suspend == Policy::Freeze;
-        if let (true, Some(slept_ns)) = (freezes, self.slept_ns(now)) {
-            return Err(TimelineError::UnhandledSleep { slept_ns });
-        }
-        let run = now.counter_since(last);
-        let ticks = now.counter.since(last.counter);
-        if run == CounterRun::Restarted || (run == CounterRun::AwakeOnly && !freezes) {
-            let boottime_ns = now.boottime_ns - last.boottime_ns;
-            return Err(TimelineError::UnhandledRestart { ticks, boottime_ns });
-        }
-        let count = last.counter.to_guest(offset);
-        match count.0.checked_add(ticks) {
-            Some(_) => Ok(()),
-            None => Err(TimelineError::CounterTooLarge { count, ticks }),
-        }
+    /// Live physical time where the counters are as `reading` has them.
+    fn live_at(&self, reading: Reading) -> Result<Option<LiveReading>, TimelineError> {
+        let live = self
+            .live
+            .map(|live| live_reading(&live, reading, &live, reading));
+        live.transpose()
     }
 
     /// Adds a pause to what is known of them, and to what the guest is told.
@@ -476,16 +400,6 @@ impl Timeline {
         }
         Ok(())
     }
-}
-
-/// Refuses a sample of a running VM's host that is of another host, or of before.
-fn check_same_host(now: &HostSample, last: &HostSample) -> Result<(), TimelineError> {
-    now.check_after(last)?;
-    if now.frequency != last.frequency {
-        let (before, now) = (last.frequency, now.frequency);
-        return Err(TimelineError::FrequencyChanged { before, now });
-    }
-    Ok(())
 }
 
 fn live_reading(

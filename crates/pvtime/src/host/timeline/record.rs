@@ -24,7 +24,9 @@ pub enum Event<'a> {
         cause: Cause,
     },
     /// A running VM's clocks were looked at; vCPUs may be in the guest. What a later [`Slept`]
-    /// knows reaches back to here.
+    /// knows reaches back to here, so do this once a second or more: a sleep that is shorter than
+    /// the five-hundredth part of the time since cannot be told from the drift of two clocks, and
+    /// stays in the guest's counters.
     ///
     /// [`Slept`]: Self::Slept
     Observe,

@@ -1,9 +1,10 @@
 //! The host slept, or the VMM stalled, while the VM ran and nobody had paused it.
 
+use super::running::{check_same_host, running_count};
 use super::sample::{CounterRun, DRIFT};
 use super::{
     Actions, Adjustment, EventKind, Evidence, Gap, GapSource, HostSample, Phase, Policy, Reading,
-    StallPolicy, Step, Timeline, TimelineError, check_same_host, live_reading,
+    StallPolicy, Step, Timeline, TimelineError,
 };
 use crate::host::{Cause, CounterOffset, GuestCount};
 use crate::scale::Rounding;
@@ -13,9 +14,11 @@ struct Sleep {
     gap: Gap,
     /// What of it no vCPU can have run.
     certain_ns: u64,
+    /// What the counter did meanwhile.
+    run: CounterRun,
     policy: Policy,
-    /// Whether it counts as a pause of the VM.
-    counts: bool,
+    /// Whether it is a pause of the VM, which adds up and of which the guest is told.
+    is_pause: bool,
 }
 
 impl Timeline {
@@ -28,51 +31,136 @@ impl Timeline {
     ) -> Result<Step, TimelineError> {
         check_same_host(now, last)?;
         let run = now.counter_since(last);
-        let sleep = self.sleep(now, last, run, evidence)?;
-        if sleep.certain_ns == 0 && run != CounterRun::Restarted {
-            self.phase = Phase::Running { last: *now, offset };
-            return Ok(self.unchanged());
+        let sleep = match evidence {
+            Evidence::Clocks { error_ns } => self.asleep(now, last, run, error_ns)?,
+            Evidence::Stall {
+                certain_ns,
+                possible_ns,
+            } => self.stalled(now, last, run, certain_ns, possible_ns)?,
+        };
+        if let Some(sleep) = sleep {
+            return self.take_out(now, last, offset, &sleep);
         }
-        let count = guest_count(now, last, offset, run, &sleep)?;
-        let hidden_ns = if sleep.policy == Policy::Freeze {
+        running_count(now, last, offset)?;
+        self.phase = Phase::Running { last: *now, offset };
+        Ok(self.unchanged())
+    }
+
+    /// The sleep that the clocks tell of, if any.
+    fn asleep(
+        &self,
+        now: &HostSample,
+        last: &HostSample,
+        run: CounterRun,
+        error_ns: u64,
+    ) -> Result<Option<Sleep>, TimelineError> {
+        let ns = now.slept_ns_since(last);
+        let error_ns = now.spans_ns(last).saturating_add(error_ns);
+        let certain_ns = u64::try_from((ns - i128::from(error_ns)).max(0))
+            .map_err(|_| TimelineError::PausedTooLong { more_ns: ns })?;
+        let is_pause = certain_ns > 0;
+        let mut sleep = Sleep {
+            gap: Gap {
+                ns,
+                error_ns,
+                source: GapSource::SleepClocks,
+            },
+            certain_ns,
+            run,
+            policy: self.config.policies.suspend,
+            is_pause,
+        };
+        if run == CounterRun::Restarted {
+            sleep.gap.error_ns = error_ns.saturating_add(drift_ns(now, last));
+        } else if u128::from(certain_ns) <= now.noise_ns(last) {
+            // Too short to tell whether the counter stood still: taking it out might be too much.
+            (sleep.run, sleep.policy) = (CounterRun::Through, Policy::Advance);
+        }
+        Ok(Some(sleep).filter(|_| is_pause || run == CounterRun::Restarted))
+    }
+
+    /// The stall that somebody inferred, if any.
+    fn stalled(
+        &self,
+        now: &HostSample,
+        last: &HostSample,
+        run: CounterRun,
+        certain_ns: u64,
+        possible_ns: u64,
+    ) -> Result<Option<Sleep>, TimelineError> {
+        let error_ns = possible_ns
+            .checked_sub(certain_ns)
+            .ok_or(TimelineError::StallBounds {
+                certain_ns,
+                possible_ns,
+            })?;
+        if run != CounterRun::Through {
+            let ticks = now.counter.since(last.counter);
+            let boottime_ns = now.boottime_ns - last.boottime_ns;
+            return Err(TimelineError::UnhandledRestart { ticks, boottime_ns });
+        }
+        let is_pause = self.config.policies.stall == StallPolicy::Freeze && certain_ns > 0;
+        let sleep = Sleep {
+            gap: Gap {
+                ns: certain_ns.into(),
+                error_ns,
+                source: GapSource::Inferred,
+            },
+            certain_ns,
+            run,
+            policy: if is_pause {
+                Policy::Freeze
+            } else {
+                Policy::Advance
+            },
+            is_pause,
+        };
+        Ok(Some(sleep).filter(|_| possible_ns > 0))
+    }
+
+    /// Sets the guest's counter right after a sleep.
+    fn take_out(
+        mut self,
+        now: &HostSample,
+        last: &HostSample,
+        offset: CounterOffset,
+        sleep: &Sleep,
+    ) -> Result<Step, TimelineError> {
+        let (cause, policy, gap) = (Cause::HostSuspend, sleep.policy, sleep.gap);
+        let count = guest_count(now, last, offset, sleep)?;
+        let hidden_ns = if policy == Policy::Freeze {
             sleep.certain_ns
         } else {
             0
         };
-        let cause = Cause::HostSuspend;
-        if sleep.counts {
-            self.add_pause(cause, &sleep.gap, sleep.policy, hidden_ns, count)?;
+        if sleep.is_pause {
+            self.add_pause(cause, &gap, policy, hidden_ns, count)?;
         }
-        // Before, as the guest would read it now, had nothing been done.
+        let after = Reading::new(now, count);
+        // As the guest would read it now, had nothing been done.
         let before = Reading {
             guest: now.counter.to_guest(offset),
             offset,
-            ..Reading::new(now, count)
+            ..after
         };
-        let after = Reading::new(now, count);
-        let live = self
-            .live
-            .map(|live| live_reading(&live, after, &live, after))
-            .transpose()?;
+        let live = self.live_at(after)?;
+        let hold_ticks = live.map_or(0, |live| live.hold_ticks);
         self.phase = Phase::Running {
             last: *now,
             offset: after.offset,
         };
-        let hold_ticks = live.map_or(0, |live| live.hold_ticks);
+        let told = self.paused_time.filter(|_| sleep.is_pause);
         let actions = Actions {
             counter_offset: (before.offset != after.offset).then_some(after.offset),
-            paused_time: self
-                .paused_time
-                .filter(|_| sleep.counts)
-                .map(|value| (value, true)),
+            paused_time: told.map(|value| (value, true)),
             hold_until: (hold_ticks > 0).then(|| now.counter.after(hold_ticks)),
             ..Actions::default()
         };
         let adjustment = Adjustment {
             event: EventKind::Slept,
             cause: Some(cause),
-            policy: Some(sleep.policy),
-            gap: Some(sleep.gap),
+            policy: Some(policy),
+            gap: Some(gap),
             hidden_ns,
             clamped: false,
             before,
@@ -85,73 +173,11 @@ impl Timeline {
             adjustment: Some(adjustment),
         })
     }
+}
 
-    fn sleep(
-        &self,
-        now: &HostSample,
-        last: &HostSample,
-        run: CounterRun,
-        evidence: Evidence,
-    ) -> Result<Sleep, TimelineError> {
-        match evidence {
-            Evidence::Clocks { error_ns } => {
-                let ns = now.slept_ns_since(last);
-                let error_ns = now.spans_ns(last).saturating_add(error_ns);
-                // A sleep that the counter cannot tell from its own drift is none for certain.
-                let told = ns.unsigned_abs() > now.noise_ns(last);
-                let certain_ns = if told { ns - i128::from(error_ns) } else { 0 };
-                let certain_ns = u64::try_from(certain_ns.max(0))
-                    .map_err(|_| TimelineError::PausedTooLong { more_ns: ns })?;
-                let gap = Gap {
-                    ns,
-                    error_ns,
-                    source: GapSource::SleepClocks,
-                };
-                let policy = self.config.policies.suspend;
-                Ok(Sleep {
-                    gap,
-                    certain_ns,
-                    policy,
-                    counts: true,
-                })
-            }
-            Evidence::Stall {
-                certain_ns,
-                possible_ns,
-            } => {
-                let error_ns =
-                    possible_ns
-                        .checked_sub(certain_ns)
-                        .ok_or(TimelineError::StallBounds {
-                            certain_ns,
-                            possible_ns,
-                        })?;
-                if run != CounterRun::Through {
-                    let ticks = now.counter.since(last.counter);
-                    let boottime_ns = now.boottime_ns - last.boottime_ns;
-                    return Err(TimelineError::UnhandledRestart { ticks, boottime_ns });
-                }
-                let ns = certain_ns.into();
-                let gap = Gap {
-                    ns,
-                    error_ns,
-                    source: GapSource::Inferred,
-                };
-                let counts = self.config.policies.stall == StallPolicy::Freeze;
-                let policy = if counts {
-                    Policy::Freeze
-                } else {
-                    Policy::Advance
-                };
-                Ok(Sleep {
-                    gap,
-                    certain_ns,
-                    policy,
-                    counts,
-                })
-            }
-        }
-    }
+/// How far the time awake since `last` may be off, by `CLOCK_MONOTONIC_RAW`.
+const fn drift_ns(now: &HostSample, last: &HostSample) -> u64 {
+    (now.monotonic_raw_ns - last.monotonic_raw_ns).div_ceil(DRIFT)
 }
 
 /// The guest's counter after a sleep: never below what it showed at the last sample.
@@ -159,12 +185,11 @@ fn guest_count(
     now: &HostSample,
     last: &HostSample,
     offset: CounterOffset,
-    run: CounterRun,
     sleep: &Sleep,
 ) -> Result<GuestCount, TimelineError> {
     let frequency = now.frequency;
     let shown = last.counter.to_guest(offset);
-    let ticks = match (run, sleep.policy) {
+    let ticks = match (sleep.run, sleep.policy) {
         (CounterRun::Through, Policy::Freeze) => {
             let passed = now.counter.since(last.counter);
             let hidden = frequency.ns_to_ticks(sleep.certain_ns, Rounding::Down)?;
@@ -187,7 +212,7 @@ fn guest_count(
             let awake_ns = now.monotonic_raw_ns - last.monotonic_raw_ns;
             // At least what the guest can have seen.
             let least_ns = awake_ns
-                .saturating_add(awake_ns.div_ceil(DRIFT))
+                .saturating_add(drift_ns(now, last))
                 .saturating_add(now.spans_ns(last));
             let passed_ns = match policy {
                 Policy::Freeze => least_ns,

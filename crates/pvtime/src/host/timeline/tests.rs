@@ -5,7 +5,7 @@ use super::*;
 use crate::host::HostCount;
 use crate::host::live::LiveError;
 use crate::host::timers::{Timer, TimerControl, VcpuTimers};
-use crate::scale::{CompareValue, NS_PER_S, ScaleError};
+use crate::scale::{CompareValue, NS_PER_S, Rounding, ScaleError};
 use std::string::ToString;
 use std::vec::Vec;
 
@@ -171,6 +171,10 @@ fn t14_a_frozen_counter_stands_still_for_any_length() {
             "a tick"
         );
         assert_eq!(i128::from(record.hidden_ns), gap.ns);
+        // S19: the length is that of the ticks taken out.
+        let ticks = record.after.offset.0 - record.before.offset.0;
+        let length = vm.host.frequency().ticks_to_ns(ticks, Rounding::Nearest);
+        assert_eq!(length, Ok(record.hidden_ns));
     }
     let told = vm.paused_time();
     assert_eq!(told.events, 5);
@@ -636,6 +640,9 @@ fn l2_a_change_of_frequency_is_translated_published_and_held() {
     assert!(translated.virtual_timer.is_firing(moved.count()), "l5");
     assert!(!translated.physical_timer.is_firing(moved.count()), "l7");
     assert!(translated.physical_timer.is_firing(8));
+    // L8: a vCPU that is created now has the offset and the mapping that all others have.
+    assert_eq!(moved.timeline.offset(), Some(record.after.offset));
+    assert_eq!(moved.timeline.live().unwrap().mapping(), &translation.to);
 }
 
 #[test]
@@ -708,6 +715,30 @@ fn s1_s3_a_sleep_is_taken_out_and_told() {
             None,
             "dealt with"
         );
+    }
+}
+
+#[test]
+fn s17_slewed_and_set_clocks_do_not_matter() {
+    for slew_ppm in [-80_000, 80_000] {
+        let slewed = Host {
+            slew_ppm,
+            ..Host::new(25 * MHZ)
+        };
+        let mut vm = Vm::started(freeze(), slewed);
+        vm.pass(100 * MS);
+        let asleep = vm.count();
+        vm.sleep(4 * NS_PER_S, InSleep::CountsOn);
+        // Somebody sets the wall clock back by an hour.
+        vm.host.wall_skew_ns = -3_600_000_000_000;
+        let record = vm
+            .step(Event::Slept(Evidence::Clocks { error_ns: 0 }))
+            .unwrap();
+        assert_eq!((vm.count(), record.hidden_ns), (asleep, 4 * NS_PER_S));
+        vm.pass(MS).step(Event::Pause(Cause::Operator));
+        vm.host.wall_skew_ns = 3_600_000_000_000;
+        let record = vm.pass(NS_PER_S).step(Event::Resume).unwrap();
+        assert_eq!(record.gap.unwrap().ns, 1_000_000_000);
     }
 }
 
@@ -795,6 +826,30 @@ fn s7_no_sleep_and_a_negative_one_inject_nothing() {
 }
 
 #[test]
+fn a_sleep_that_drift_may_explain_is_told_and_left_in() {
+    for in_sleep in [InSleep::CountsOn, InSleep::StandsStill] {
+        let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+        vm.pass(3_600 * NS_PER_S).sleep(4 * NS_PER_S, in_sleep);
+        let before = vm.count();
+        let record = vm
+            .step(Event::Slept(Evidence::Clocks { error_ns: 0 }))
+            .unwrap();
+        assert_eq!(vm.count(), before, "as the counter has it");
+        assert_eq!(
+            (record.policy, record.hidden_ns),
+            (Some(Policy::Advance), 0)
+        );
+        assert_eq!(record.gap.unwrap().ns, 4_000_000_000);
+        let told = vm.paused_time();
+        assert_eq!(
+            (told.events, told.paused_ns, told.last.frozen),
+            (1, 0, false)
+        );
+        assert_eq!(told.last.physical_ns, 4 * NS_PER_S);
+    }
+}
+
+#[test]
 fn s14_a_sleep_that_was_not_looked_at_is_saved() {
     let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
     vm.pass(MS).sleep(4 * NS_PER_S, InSleep::CountsOn);
@@ -835,6 +890,31 @@ fn s15_s16_pauses_are_told_from_when_it_is_on_and_not_when_off() {
     let mut off = on.restored(Host::new(25 * MHZ), NS_PER_S, Cause::Snapshot);
     off.step(Event::Resume);
     assert_eq!(off.timeline.paused_time(), None);
+}
+
+#[test]
+fn sequences_are_saved_for_structures_that_there_are() {
+    let sequences = Sequences {
+        live_physical_time: 4,
+        paused_time: 6,
+    };
+    let off = Config {
+        paused_time: false,
+        ..freeze()
+    };
+    for (config, live_physical_time, paused_time) in
+        [(with_live(1), 4, 6), (freeze(), 0, 6), (off, 0, 0)]
+    {
+        let mut vm = Vm::started(config, Host::new(MHZ));
+        vm.step(Event::Pause(Cause::Snapshot));
+        let saved = vm.timeline.save(sequences).unwrap();
+        let expected = Sequences {
+            live_physical_time,
+            paused_time,
+        };
+        assert_eq!(saved.sequences, expected);
+        assert_eq!(SavedVm::parse(&saved.emit()), Ok(saved));
+    }
 }
 
 #[test]
@@ -907,6 +987,27 @@ fn a_stall_is_reported_or_its_certain_part_taken_out() {
     assert_eq!((vm.count(), record.hidden_ns), (175_000, 3 * MS));
     assert_eq!(record.gap.unwrap().error_ns, 2 * MS);
     assert_eq!((vm.actions.len(), vm.paused_time().paused_ns), (2, 3 * MS));
+
+    // Nothing is certain: nothing is taken out, nobody is told, but it is on record.
+    let doubtful = Evidence::Stall {
+        certain_ns: 0,
+        possible_ns: 5 * MS,
+    };
+    let record = vm
+        .try_step(Event::Slept(doubtful))
+        .unwrap()
+        .adjustment
+        .unwrap();
+    assert_eq!(
+        (record.policy, record.hidden_ns),
+        (Some(Policy::Advance), 0)
+    );
+    assert_eq!(record.gap.unwrap().error_ns, 5 * MS);
+    let none = Evidence::Stall {
+        certain_ns: 0,
+        possible_ns: 0,
+    };
+    assert_eq!(vm.try_step(Event::Slept(none)).unwrap().adjustment, None);
 
     let swapped = Evidence::Stall {
         certain_ns: 5,
@@ -982,6 +1083,14 @@ fn t15_offsets_wrap_and_counters_do_not() {
             count,
             ticks: 25_000
         })
+    );
+    assert_eq!(
+        there.try_step(Event::Slept(Evidence::Clocks { error_ns: 0 })),
+        Err(TimelineError::CounterTooLarge {
+            count,
+            ticks: 25_000
+        }),
+        "without a sleep too"
     );
 }
 
@@ -1063,7 +1172,7 @@ fn r6_events_out_of_order_are_refused() {
             Event::Slept(Evidence::Clocks { error_ns: 0 }),
             [false, true, false],
         ),
-        (Event::LivePhysicalTimeFound, [false, true, false]),
+        (Event::LivePhysicalTimeFound, [false, true, true]),
         (Event::GuestReset, [false, true, true]),
     ];
     for (event, allowed) in events {

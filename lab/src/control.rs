@@ -1,0 +1,128 @@
+//! What `pvtime ctl` does to a guest's time and tells of it.
+
+use crate::guest::Guest;
+use crate::host::Host;
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// The record of one intervention in a VM's time, as far as the lab judges it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Adjustment {
+    /// Counts from 1.
+    pub sequence: u64,
+    /// The host's wall clock, in ns.
+    pub wall_ns: u64,
+    /// `start`, `pause`, `resume` and others.
+    pub event: String,
+    /// `freeze` or `advance`; none where the event does not decide it.
+    pub policy: Option<String>,
+    /// For how long the VM did not run; none where that is not over.
+    pub gap: Option<Gap>,
+    /// How much of it the guest's counters do not show.
+    pub hidden_ns: u64,
+    /// By how much they moved over it.
+    pub shown_ticks: Option<u64>,
+    /// The counters before.
+    pub before: Counters,
+    /// The counters after.
+    pub after: Counters,
+}
+
+/// Physical time in which a VM did not run.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Gap {
+    /// In ns.
+    pub ns: i128,
+    /// Bound on its error; none where nothing bounds it.
+    pub error_ns: Option<u64>,
+}
+
+/// Counters at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Counters {
+    /// The host's.
+    pub host: u64,
+    /// The guest's.
+    pub guest: u64,
+    /// Rate of both.
+    pub frequency_hz: u64,
+}
+
+/// Where the physical time of one vCPU went.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Accounts {
+    /// All of it.
+    pub physical_ns: u64,
+    /// On a CPU.
+    pub run_ns: u64,
+    /// With nothing to do.
+    pub idle_ns: u64,
+    /// Without a CPU.
+    pub stolen_ns: u64,
+    /// While the VM was stopped, by cause.
+    pub paused_ns: Paused,
+    /// What no account has; negative where they have more than there was.
+    pub residual_ns: i128,
+}
+
+/// Paused time by cause, as far as the lab pauses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Paused {
+    /// `pvtime ctl pause`.
+    pub operator_ns: u64,
+}
+
+impl Guest {
+    /// Stops the guest and returns the record.
+    ///
+    /// # Errors
+    /// When the VMM refuses, or does not record exactly this.
+    pub fn pause(&self, host: &mut Host) -> Result<Adjustment> {
+        self.change_state(host, "pause")
+    }
+
+    /// Lets the guest go on and returns the record.
+    ///
+    /// # Errors
+    /// As [`Self::pause`].
+    pub fn resume(&self, host: &mut Host) -> Result<Adjustment> {
+        self.change_state(host, "resume")
+    }
+
+    fn change_state(&self, host: &mut Host, change: &str) -> Result<Adjustment> {
+        let said = self.ctl(host, &[change, "--json"])?;
+        let adjustment: Adjustment = understand(&said)?;
+        if adjustment.event != change {
+            bail!("{change} was recorded as {:?}", adjustment.event);
+        }
+        Ok(adjustment)
+    }
+
+    /// Every record so far, as the VMM wrote it.
+    ///
+    /// # Errors
+    /// When `pvtime ctl` fails.
+    pub fn adjustments(&self, host: &mut Host) -> Result<Vec<Value>> {
+        let said = self.ctl(host, &["events", "--json"])?;
+        said.lines().map(understand).collect()
+    }
+
+    /// Where each vCPU's time went, up to now.
+    ///
+    /// # Errors
+    /// When `pvtime ctl` fails.
+    pub fn ledger(&self, host: &mut Host) -> Result<Vec<Accounts>> {
+        #[derive(Deserialize)]
+        struct Ledger {
+            vcpus: Vec<Accounts>,
+        }
+        let said = self.ctl(host, &["ledger", "--json"])?;
+        Ok(understand::<Ledger>(&said)?.vcpus)
+    }
+}
+
+fn understand<T: DeserializeOwned>(said: &str) -> Result<T> {
+    serde_json::from_str(said).with_context(|| format!("cannot understand {said:?}"))
+}

@@ -1,0 +1,235 @@
+//! Pauses of a guest, as the VMM recorded them and as its spinning vCPUs saw them.
+
+use super::watch::{ms, structure};
+use crate::control::Adjustment;
+use crate::guest::Guest;
+use crate::host::Host;
+use crate::interrupt::sleep;
+use crate::report::{Check, Limit};
+use crate::status::Status;
+use anyhow::{Context, Result, bail};
+use guest_protocol::report::{Sample, Spin};
+use std::time::{Duration, Instant};
+
+/// One pause, and what was asked just before and just after it.
+pub struct Pause {
+    /// This long the lab kept the guest paused, and at most that long the pause can have been.
+    kept: (Duration, Duration),
+    pub stop: Adjustment,
+    pub resume: Adjustment,
+    before: Status,
+    after: Status,
+    /// What the emulator waited for CPUs from just before the pause to just after it.
+    pub held_up: Duration,
+    /// From before the pause to after it.
+    pub spins: Vec<Spin>,
+    samples: (Sample, Sample),
+}
+
+impl Pause {
+    /// Pauses a guest whose samples are on request only: what it prints makes gaps.
+    pub fn make(guest: &mut Guest, host: &mut Host, length: Duration) -> Result<Self> {
+        let sample = guest.sample(host)?;
+        // The accounts start afresh.
+        guest.spins(host)?;
+        let before = guest.status(host)?;
+        let held_up = host.held_up()?;
+        let asked = Instant::now();
+        let stop = guest.pause(host)?;
+        let stopped = Instant::now();
+        sleep(length)?;
+        let least = stopped.elapsed();
+        let resume = guest.resume(host)?;
+        let most = asked.elapsed();
+        let held_up = host.held_up()?.saturating_sub(held_up);
+        let after = guest.status(host)?;
+        let spins = guest.spins(host)?;
+        if spins.is_empty() {
+            bail!("no vCPU of guest {} spins", guest.name());
+        }
+        Ok(Self {
+            kept: (least, most),
+            stop,
+            resume,
+            before,
+            after,
+            held_up,
+            spins,
+            samples: (sample, guest.sample(host)?),
+        })
+    }
+
+    /// The largest step around the pause that a spinning vCPU made from one read to the next, less
+    /// what was stolen from it meanwhile.
+    pub fn counter_gap_us(&self) -> Result<f64> {
+        let mut largest = 0_f64;
+        for spin in &self.spins {
+            let stolen_ns = self.grown(spin.cpu, |vcpu| vcpu.run_delay_ns)?;
+            let gap_ns = self.ns(self.step_ticks(spin)).saturating_sub(stolen_ns);
+            largest = largest.max(ms(gap_ns) * 1e3);
+        }
+        Ok(largest)
+    }
+
+    /// The step of a vCPU over the pause. Where it is not among the largest, it was no larger than
+    /// the smallest of those.
+    fn step_ticks(&self, spin: &Spin) -> u64 {
+        let over = spin.gap_over(self.stop.after.guest);
+        over.or(spin.largest_gaps.last().copied())
+            .map_or(u64::MAX, |gap| gap.ticks)
+    }
+
+    /// Guest counter at resume less guest counter at stop.
+    pub fn shown_ticks(&self) -> u64 {
+        self.resume.after.guest.wrapping_sub(self.stop.after.guest)
+    }
+
+    /// Whether the step over the pause was among the largest of every spinning vCPU, so that the gap
+    /// is known and not just bounded.
+    pub fn is_gap_known(&self) -> bool {
+        let stop = self.stop.after.guest;
+        self.spins.iter().all(|spin| spin.gap_over(stop).is_some())
+    }
+
+    /// Reads below an earlier one, of the same vCPU or of another.
+    pub fn backwards_steps(&self) -> u64 {
+        backwards_steps(&self.spins)
+    }
+
+    /// By how much the structures grew, the most of all vCPUs.
+    pub fn stolen_growth_ms(&self) -> Result<f64> {
+        let mut most_ns = 0;
+        for vcpu in 0..self.after.vcpus.len() {
+            let grown_ns = structure(&self.after, vcpu)?
+                .stolen_ns
+                .checked_sub(structure(&self.before, vcpu)?.stolen_ns);
+            most_ns = most_ns.max(grown_ns.context("a structure stepped back")?);
+        }
+        Ok(ms(most_ns))
+    }
+
+    /// What Linux's monotonic clock gained over the pause beyond the time that the VM ran, which is
+    /// from its sample before to the stop and from the resumption to its sample after.
+    pub fn monotonic_excess_ms(&self) -> Result<f64> {
+        let (before, after) = &self.samples;
+        let gained_ns = after.monotonic_ns.checked_sub(before.monotonic_ns);
+        let to_stop = self.stop.after.guest.checked_sub(before.counter_before);
+        let from_resume = after.counter_before.checked_sub(self.resume.after.guest);
+        let ran = to_stop.zip(from_resume).map(|(to, from)| to + from);
+        let ran = ran.context("the record is not between the guest's samples")?;
+        let gained_ns = gained_ns.context("the guest's monotonic clock stepped back")?;
+        Ok(ms(gained_ns.abs_diff(self.ns(ran))))
+    }
+
+    /// How far the time that the guest's counter showed is from the time that passed on the host's
+    /// wall clock.
+    pub fn counter_error_us(&self) -> f64 {
+        let elapsed_ns = self.resume.wall_ns.wrapping_sub(self.stop.wall_ns);
+        ms(elapsed_ns.abs_diff(self.ns(self.shown_ticks()))) * 1e3
+    }
+
+    /// What the records say that contradicts each other, the lab's own clock or the guest.
+    pub fn contradictions(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let (stop, resume) = (&self.stop, &self.resume);
+        let mut claim = |holds: bool, what: String| {
+            if !holds {
+                found.push(format!("record {}: {what}", resume.sequence));
+            }
+        };
+        let gap_ns = resume.gap.as_ref().map_or(-1, |gap| gap.ns);
+        let (least, most) = self.kept;
+        let kept_ns = least.as_nanos().cast_signed()..=most.as_nanos().cast_signed();
+        claim(
+            kept_ns.contains(&gap_ns),
+            format!("a gap of {gap_ns} ns, not {least:?} to {most:?}"),
+        );
+        claim(
+            resume.before.guest == stop.after.guest,
+            "it does not go on from the stop".to_owned(),
+        );
+        let shown = self.shown_ticks();
+        claim(
+            resume.shown_ticks == Some(shown),
+            format!("{:?} ticks shown, not {shown}", resume.shown_ticks),
+        );
+        let passed_ns = i128::from(resume.hidden_ns) + i128::from(self.ns(shown));
+        let error_ns = resume.gap.as_ref().and_then(|gap| gap.error_ns);
+        claim(
+            passed_ns.abs_diff(gap_ns) <= u128::from(error_ns.unwrap_or(0)) + 1,
+            format!("hidden and shown are {passed_ns} ns, and the gap {gap_ns}"),
+        );
+        let (before, after) = &self.samples;
+        claim(
+            before.counter_after <= stop.after.guest && resume.after.guest <= after.counter_before,
+            "it is not between the guest's samples".to_owned(),
+        );
+        for spin in &self.spins {
+            let over = spin.gap_over(stop.after.guest);
+            let reaches = over.is_none_or(|gap| gap.start + gap.ticks >= resume.after.guest);
+            let cpu = spin.cpu;
+            claim(
+                reaches,
+                format!("vCPU {cpu} ran within the pause, {over:?}"),
+            );
+            let must_be_seen = shown > spin.largest_gaps.last().map_or(0, |gap| gap.ticks);
+            let is_seen = over.is_some() || !must_be_seen;
+            claim(is_seen, format!("vCPU {cpu} saw no such step"));
+        }
+        found
+    }
+
+    fn grown(&self, vcpu: u32, figure: fn(&crate::status::VcpuStatus) -> u64) -> Result<u64> {
+        let of = |status: &Status| status.vcpus.get(vcpu as usize).map(figure);
+        let grown = of(&self.after).zip(of(&self.before));
+        grown
+            .and_then(|(after, before)| after.checked_sub(before))
+            .with_context(|| format!("no figures of vCPU {vcpu}, or such that shrank"))
+    }
+
+    fn ns(&self, ticks: u64) -> u64 {
+        let hz = u128::from(self.resume.after.frequency_hz);
+        u64::try_from(u128::from(ticks) * 1_000_000_000 / hz).unwrap_or(u64::MAX)
+    }
+}
+
+/// Reads below an earlier one, of the same vCPU or of another.
+pub fn backwards_steps(spins: &[Spin]) -> u64 {
+    let steps = spins
+        .iter()
+        .map(|spin| spin.backwards_steps + spin.cross_backwards_steps);
+    steps.sum()
+}
+
+/// The middle one, or the mean of the two in the middle; not a number if there are none.
+pub fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    let middle = figures.len() / 2;
+    match (figures.get(middle), figures.len() % 2) {
+        (Some(middle), 1) => *middle,
+        (Some(above), _) => f64::midpoint(figures[middle - 1], *above),
+        (None, _) => f64::NAN,
+    }
+}
+
+/// No counter went backwards, and every record agrees with the others and the guest.
+pub fn check_agreement(pauses: &[Pause], backwards: u64, guest: &str) -> Vec<Check> {
+    let contradictions: Vec<_> = pauses.iter().flat_map(Pause::contradictions).collect();
+    let count = |figure: usize| u32::try_from(figure).map_or(f64::INFINITY, f64::from);
+    let none = Limit::Equals(0.0);
+    let backwards = count(usize::try_from(backwards).unwrap_or(usize::MAX));
+    let mut detail = format!("{guest}, {} pauses", pauses.len());
+    if let Some(first) = contradictions.first() {
+        detail = format!("{detail}; {first}");
+    }
+    vec![
+        Check::new("backwards_steps", backwards, none, "steps").with_detail(guest),
+        Check::new(
+            "record_contradictions",
+            count(contradictions.len()),
+            none,
+            "records",
+        )
+        .with_detail(detail),
+    ]
+}

@@ -1,0 +1,112 @@
+//! What the core crate is checked with beside its tests.
+
+use super::{Count, once};
+use crate::process;
+use crate::setup;
+use crate::workspace::Workspace;
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const BARE_METAL: &str = "aarch64-unknown-none";
+
+/// Compares structures and constants with the headers of a kernel.
+pub fn headers(workspace: &Workspace) -> Result<Count> {
+    let headers = setup::prepare_headers(workspace)?;
+    let mut command = workspace.cargo(&["run", "--quiet", "--package=header-check", "--"]);
+    once(process::run(command.arg("--headers").arg(headers)))
+}
+
+/// Runs the sequence protocol in every order of its accesses.
+pub fn loom(workspace: &Workspace) -> Result<Count> {
+    let mut command = workspace.cargo(&["test", "--quiet", "--package=pvtime", "--lib", "loom"]);
+    command
+        .args(["--release", "--target-dir"])
+        .arg(workspace.target.join("loom"));
+    once(process::run(command.env("RUSTFLAGS", "--cfg loom")))
+}
+
+/// Runs threads on the sequence protocol under Miri, with several schedules; more by hand.
+pub fn miri(workspace: &Workspace) -> Result<Count> {
+    let nightly = setup::prepare_nightly()?;
+    let mut command = workspace.cargo_of(nightly, &["miri", "test", "--quiet", "--package=pvtime"]);
+    command.args(["--lib", "--", "l12_threads", "seqlock::mapped"]);
+    once(process::run(
+        command.env("MIRIFLAGS", "-Zmiri-many-seeds=0..8"),
+    ))
+}
+
+/// How long each fuzz target runs, in s; fuzz/README.md has what longer runs found.
+const FUZZING: u32 = 5;
+
+/// Runs each fuzz target for a moment, on the corpus that earlier runs of this machine left.
+pub fn fuzz(workspace: &Workspace) -> Result<Count> {
+    setup::prepare_fuzzing()?;
+    let folder = workspace.root.join("fuzz");
+    let target = workspace.target.join("fuzz");
+    let platform = platform()?;
+    let mut build = workspace.cargo(&["build", "--quiet", "--release", "--target", &platform]);
+    // The folder has a configuration of its own, with the instrumentation.
+    process::run(build.arg("--target-dir").arg(&target).current_dir(&folder))?;
+    let mut count = Count::default();
+    for name in targets(&folder.join("fuzz_targets"))? {
+        let (corpus, artifacts) = (target.join("corpus").join(&name), target.join("artifacts"));
+        fs::create_dir_all(&corpus)?;
+        fs::create_dir_all(&artifacts)?;
+        let mut run = Command::new(target.join(&platform).join("release").join(&name));
+        run.arg(format!("-max_total_time={FUZZING}"));
+        run.arg(format!("-artifact_prefix={}/{name}-", artifacts.display()));
+        let output = run
+            .arg(&corpus)
+            .output()
+            .with_context(|| format!("cannot start {name}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last = said.lines().last().unwrap_or_default();
+        println!("{name}: {last}");
+        if output.status.success() {
+            count.passed += 1;
+        } else {
+            println!("{said}");
+            count.failed += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// The names of the fuzz targets: the files there that have an entry.
+fn targets(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if fs::read_to_string(&path)?.contains("fuzz_target!") {
+            let name = path.file_stem().context("a target without a name")?;
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The platform that this machine's compiler builds for.
+fn platform() -> Result<String> {
+    let version = process::output(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host
+        .context("rustc does not say what it builds for")?
+        .to_owned())
+}
+
+/// Measures the guest half in a program without an operating system.
+pub fn size(workspace: &Workspace) -> Result<Count> {
+    let bare = [
+        "--package=guest-size",
+        "--profile=lab",
+        "--target",
+        BARE_METAL,
+    ];
+    process::run(workspace.cargo(&["build", "--quiet"]).args(bare))?;
+    let program = workspace.target.join(BARE_METAL).join("lab/guest-size");
+    let mut measure = workspace.cargo(&["run", "--quiet", "--package=guest-size", "--"]);
+    once(process::run(measure.arg(program)))
+}
