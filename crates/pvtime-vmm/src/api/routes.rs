@@ -185,7 +185,11 @@ fn create_snapshot(api: &Api, request: &Request) -> Result<Response, Fault> {
             snapshot_path.display()
         )));
     }
-    api.change("snapshot", || api.vm().snapshot(&snapshot_path))
+    let vm = api.vm();
+    api.change("snapshot", || match vm.state() {
+        VmState::NotStarted => Err(not_started()),
+        VmState::Running | VmState::Paused => Ok(vm.snapshot(&snapshot_path)?),
+    })
 }
 
 fn act(api: &Api, request: &Request) -> Result<Response, Fault> {
