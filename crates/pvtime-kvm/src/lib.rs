@@ -1,6 +1,6 @@
 //! The time of a Linux KVM virtual machine, behind one object.
 //!
-//! A virtual machine's time has one owner, [`VmTime`]. A VMM builds it once, attaches every vCPU
+//! A virtual machine's time has one owner, `VmTime`. A VMM builds it once, attaches every vCPU
 //! to it, describes its memory in the device tree, and tells it of events:
 //!
 //! ```text

@@ -284,7 +284,12 @@ pub enum CtlCommand {
     /// What was done to its time: every start, pause and resumption, by how much, with what error
     Events {
         /// Leave out the records up to this number
-        #[arg(long, value_name = "N", default_value_t = 0)]
+        #[arg(
+            long,
+            value_name = "N",
+            default_value_t = 0,
+            allow_negative_numbers = true
+        )]
         after: u64,
         /// Go on with those to come, until the VM ends or Ctrl-C is pressed
         #[arg(long)]
@@ -317,7 +322,12 @@ pub enum CtlCommand {
         #[arg(value_name = "FILE.svg")]
         file: PathBuf,
         /// The vCPU
-        #[arg(long, value_name = "N", default_value_t = 0)]
+        #[arg(
+            long,
+            value_name = "N",
+            default_value_t = 0,
+            allow_negative_numbers = true
+        )]
         vcpu: usize,
     },
     /// End it, as SIGTERM does; its guest is not asked

@@ -3,7 +3,7 @@
 //! It runs arm64 Linux on arm64 hosts. On others its parts that need no KVM can be built and
 //! tested, and `pvtime run` says that it cannot.
 //!
-//! The VMM holds no clock logic of its own: a VM's time is [`pvtime_kvm::VmTime`]'s.
+//! The VMM holds no clock logic of its own: a VM's time is `pvtime_kvm::VmTime`'s.
 
 pub mod api;
 pub mod boot;

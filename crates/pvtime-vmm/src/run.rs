@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use pvtime::host::Cause;
@@ -88,15 +89,16 @@ fn drive(
     let vcpus = machine.take_vcpus();
     let cpus = vcpus.len();
     let machine = Arc::new(machine);
-    let stop = Event::new()?;
+    let (has_begun, stop) = (Arc::new(AtomicBool::new(false)), Event::new()?);
     let server = args.api_socket.as_deref().map(|path| {
-        let status = Status::new(&args.id, &machine, &stop)?;
+        let status = Status::new(&args.id, &machine, &has_begun, &stop)?;
         api::Server::start(path, status)
     });
     let server = server.transpose()?;
     let wake = Event::new()?;
     let threads = VcpuThreads::start(vcpus, &machine.time, &machine.bus, &wake)?;
     begin(&machine.time)?;
+    has_begun.store(true, Ordering::Release);
     eprintln!(
         "pvtime: {} vCPU{}, {} MiB, stolen time: {}",
         cpus,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use pvtime::host::Cause;
@@ -10,8 +11,8 @@ use pvtime_kvm::record::Records;
 use pvtime_kvm::{TimeSample, VcpuSample, VmTime, counter};
 use time_figure::Sample;
 
+use crate::api::Vm;
 use crate::api::answers::{Accounts, Ledger, StolenTime, Time, VcpuTime, VmState};
-use crate::api::{Fault, Vm};
 use crate::event::Event;
 use crate::history::{self, History, Sampled};
 use crate::machine::Machine;
@@ -23,21 +24,29 @@ pub struct Status {
     machine: Arc<Machine>,
     time: Arc<VmTime>,
     history: History,
+    has_begun: Arc<AtomicBool>,
     stop: Event,
 }
 
 impl Status {
-    /// For a machine with this name, which ends when `stop` is raised.
+    /// For a machine with this name, whose time nobody else changes once it `has_begun`, and which
+    /// ends when `stop` is raised.
     ///
     /// # Errors
     ///
     /// Where no thread can be started.
-    pub fn new(id: &str, machine: &Arc<Machine>, stop: &Event) -> Result<Self> {
+    pub fn new(
+        id: &str,
+        machine: &Arc<Machine>,
+        has_begun: &Arc<AtomicBool>,
+        stop: &Event,
+    ) -> Result<Self> {
         Ok(Self {
             id: id.into(),
             machine: Arc::clone(machine),
             time: Arc::clone(&machine.time),
             history: History::start(Arc::clone(&machine.time))?,
+            has_begun: Arc::clone(has_begun),
             stop: stop.clone(),
         })
     }
@@ -49,10 +58,13 @@ impl Vm for Status {
     }
 
     fn state(&self) -> VmState {
-        match (self.time.records().last(), self.time.is_running()) {
-            (0, _) => VmState::NotStarted,
-            (_, true) => VmState::Running,
-            (_, false) => VmState::Paused,
+        match (
+            self.has_begun.load(Ordering::Acquire),
+            self.time.is_running(),
+        ) {
+            (false, _) => VmState::NotStarted,
+            (true, true) => VmState::Running,
+            (true, false) => VmState::Paused,
         }
     }
 
@@ -97,17 +109,15 @@ impl Vm for Status {
         Ok(self.time.resume()?)
     }
 
-    fn snapshot(&self, folder: &Path) -> Result<(), Fault> {
+    fn snapshot(&self, folder: &Path) -> Result<()> {
         let runs = self.time.is_running();
         if runs {
-            self.time
-                .pause(Cause::Snapshot)
-                .map_err(anyhow::Error::from)?;
+            self.time.pause(Cause::Snapshot)?;
         }
         let saved = self.machine.save(folder, &mut progress("saving"));
         let resumed = if runs { self.time.resume() } else { Ok(()) };
         saved?;
-        Ok(resumed.map_err(anyhow::Error::from)?)
+        Ok(resumed?)
     }
 
     fn stop(&self) {

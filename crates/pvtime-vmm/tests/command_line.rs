@@ -69,6 +69,12 @@ fn options_that_do_not_exist() {
         "possible values: auto, on, user, off",
     );
     says(&["ctl", "socket"], "see `pvtime --help`");
+    says(&["ctl", "socket", "events", "--after", "-1"], "--after <N>");
+    says(&["ctl", "socket", "figure"], "<FILE.svg>");
+    says(
+        &["run", "--kernel", "x", "--id", "a b"],
+        "a name is 1 to 64 letters, digits and hyphens",
+    );
 }
 
 #[test]

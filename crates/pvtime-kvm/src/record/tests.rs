@@ -1,5 +1,6 @@
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use pvtime::host::timeline::{
     Config, Event, HostSample, Policies, Policy, Step, Timeline, WallStandard,
@@ -228,8 +229,10 @@ fn whoever_waits_gets_the_next_record_or_the_end() {
 
     let waiting = Arc::clone(&records);
     let waiter = thread::spawn(move || waiting.after(2, PATIENCE).len());
+    let start = Instant::now();
     records.finish();
     assert_eq!(waiter.join().unwrap(), 0);
+    assert!(start.elapsed() < PATIENCE / 2, "it waited on");
     assert!(records.is_finished());
     assert_eq!(sequences(&records.after(0, PATIENCE)), [1, 2]);
 }

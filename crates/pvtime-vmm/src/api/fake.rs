@@ -10,8 +10,8 @@ use pvtime_kvm::record::{GapRecord, ReadingRecord, Record, Records};
 
 use time_figure::Sample;
 
+use super::Vm;
 use super::answers::{Accounts, Ledger, PausedByCause, StolenTime, Time, VcpuTime, VmState};
-use super::{Fault, Vm};
 
 /// A VM that has one vCPU, records what is done to it, and does nothing.
 #[derive(Clone, Default)]
@@ -181,7 +181,7 @@ impl Vm for FakeVm {
         Ok(())
     }
 
-    fn snapshot(&self, folder: &Path) -> Result<(), Fault> {
+    fn snapshot(&self, folder: &Path) -> Result<()> {
         if let Some((begins, waits)) = self.hold.lock().unwrap().take() {
             begins.send(()).unwrap();
             waits.recv().unwrap();

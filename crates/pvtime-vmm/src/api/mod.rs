@@ -74,12 +74,12 @@ pub trait Vm: Send + Sync + 'static {
     /// Where its time cannot be set; it stays paused then.
     fn resume(&self) -> anyhow::Result<()>;
 
-    /// Saves it into a new folder.
+    /// Saves it into a new folder, stopping it for that.
     ///
     /// # Errors
     ///
     /// Where that cannot be done; nothing that could be restored is left then.
-    fn snapshot(&self, folder: &Path) -> Result<(), Fault>;
+    fn snapshot(&self, folder: &Path) -> anyhow::Result<()>;
 
     /// Ends it, soon.
     fn stop(&self);
@@ -109,15 +109,6 @@ impl Fault {
     pub fn conflict(message: String) -> Self {
         Self {
             status: 409,
-            message,
-        }
-    }
-
-    /// This VMM cannot do it.
-    #[must_use]
-    pub fn unsupported(message: String) -> Self {
-        Self {
-            status: 501,
             message,
         }
     }

@@ -1,5 +1,6 @@
 //! Which resource does what.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::answers::{Events, Instance, VcpuHistory, VmState};
@@ -48,6 +49,9 @@ pub struct Api {
     vm: Box<dyn Vm>,
     /// The change that is under way.
     change: Mutex<Option<&'static str>>,
+    /// Clients that follow the VM, know nothing of its end, and have not asked again. Some may have
+    /// gone.
+    followers: AtomicUsize,
 }
 
 impl Api {
@@ -56,12 +60,18 @@ impl Api {
         Self {
             vm: Box::new(vm),
             change: Mutex::default(),
+            followers: AtomicUsize::new(0),
         }
     }
 
     /// The VM.
     pub fn vm(&self) -> &dyn Vm {
         &*self.vm
+    }
+
+    /// Whether a client that follows the VM is about to ask again.
+    pub fn expects_followers(&self) -> bool {
+        self.followers.load(Ordering::SeqCst) > 0
     }
 
     /// Answers one request.
@@ -175,7 +185,11 @@ fn create_snapshot(api: &Api, request: &Request) -> Result<Response, Fault> {
             snapshot_path.display()
         )));
     }
-    api.change("snapshot", || api.vm().snapshot(&snapshot_path))
+    let vm = api.vm();
+    api.change("snapshot", || match vm.state() {
+        VmState::NotStarted => Err(not_started()),
+        VmState::Running | VmState::Paused => Ok(vm.snapshot(&snapshot_path)?),
+    })
 }
 
 fn act(api: &Api, request: &Request) -> Result<Response, Fault> {
@@ -201,12 +215,24 @@ fn ledger(api: &Api, request: &Request) -> Result<Response, Fault> {
 fn events(api: &Api, request: &Request) -> Result<Response, Fault> {
     let EventsQuery { after, wait } = EventsQuery::parse(&request.query)?;
     let records = api.vm().records();
+    let follows = !wait.is_zero();
+    if follows {
+        let less_one = |followers: usize| followers.checked_sub(1);
+        // A new follower is not among those that are expected.
+        let _ = api
+            .followers
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less_one);
+    }
     let mut events = records.after(after, wait);
     // In this order: a record that is added meanwhile makes `last` larger than those given, and
     // the client asks again, even if the VM has ended.
     let ended = records.is_finished();
     let last = records.last();
     events.truncate(Events::PAGE);
+    let given = events.last().map_or(after, |record| record.sequence);
+    if follows && !(ended && given >= last) {
+        api.followers.fetch_add(1, Ordering::SeqCst);
+    }
     Ok(Response::ok(&Events {
         events,
         last,

@@ -11,7 +11,7 @@ use std::thread::{self, Builder, JoinHandle, Scope};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::process::umask;
 
@@ -33,6 +33,10 @@ const LIMITS: Limits = Limits {
     connections: 32,
     patience: Duration::from_secs(2),
 };
+
+/// How long the end waits for clients that follow the VM, so that they learn of it and of the last
+/// records.
+const FAREWELL: Duration = Duration::from_millis(200);
 
 /// How long to wait with the next client when the process has no file descriptor left for it.
 const WITHOUT_DESCRIPTORS: Duration = Duration::from_millis(100);
@@ -81,9 +85,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop.raise();
         // Whoever waits for a record would hold up the end.
         self.api.vm().records().finish();
+        self.stop.raise();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -126,12 +130,17 @@ fn is_abandoned(path: &Path) -> bool {
 fn serve(listener: &UnixListener, api: &Api, stop: &Event, limits: Limits) {
     let open = Open::default();
     thread::scope(|scope| {
+        let accept = || match listener.accept() {
+            Ok((stream, _)) => admit(scope, &open, stream, api, limits),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => thread::sleep(WITHOUT_DESCRIPTORS),
+        };
         while next_client(listener, stop) {
-            match listener.accept() {
-                Ok((stream, _)) => admit(scope, &open, stream, api, limits),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => thread::sleep(WITHOUT_DESCRIPTORS),
-            }
+            accept();
+        }
+        let until = Instant::now() + FAREWELL;
+        while api.expects_followers() && last_client(listener, until) {
+            accept();
         }
         open.hang_up();
     });
@@ -146,6 +155,14 @@ fn next_client(listener: &UnixListener, stop: &Event) -> bool {
     // The only error is a signal, and accepting does not wait.
     let _ = poll(&mut fds, None);
     fds[0].revents().is_empty()
+}
+
+/// Waits for a client up to a moment; false where none came.
+fn last_client(listener: &UnixListener, until: Instant) -> bool {
+    let patience = until.saturating_duration_since(Instant::now());
+    let patience = Timespec::try_from(patience).expect("a short time");
+    let mut fds = [PollFd::new(listener, PollFlags::IN)];
+    poll(&mut fds, Some(&patience)).is_ok_and(|ready| ready > 0)
 }
 
 /// Converses with a client on a thread of its own, or tells it that there are too many.

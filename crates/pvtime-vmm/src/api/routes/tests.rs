@@ -56,8 +56,12 @@ fn a_vm_is_described_paused_and_resumed() {
 fn a_vm_that_was_not_started_is_in_no_state_to_be_changed() {
     let api = Api::new(FakeVm::default());
     assert_eq!(ask(&api, "GET", "/", "").1["state"], "Not started");
-    for body in [PAUSE, RESUME] {
-        let (status, message) = fault(&api, "PATCH", "/vm", body);
+    for (method, path, body) in [
+        ("PATCH", "/vm", PAUSE),
+        ("PATCH", "/vm", RESUME),
+        ("PUT", "/snapshot/create", r#"{"snapshot_path":"/a"}"#),
+    ] {
+        let (status, message) = fault(&api, method, path, body);
         assert_eq!(status, 409);
         assert!(message.contains("was not started yet"), "{message}");
     }
