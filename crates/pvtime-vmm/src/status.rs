@@ -17,6 +17,7 @@ use crate::event::Event;
 use crate::history::{self, History, Sampled};
 use crate::machine::Machine;
 use crate::run::progress;
+use crate::snapshot;
 
 /// Answers for a VM, from any thread.
 pub struct Status {
@@ -110,6 +111,7 @@ impl Vm for Status {
     }
 
     fn snapshot(&self, folder: &Path) -> Result<()> {
+        snapshot::check_place(folder)?;
         let runs = self.time.is_running();
         if runs {
             self.time.pause(Cause::Snapshot)?;
