@@ -92,7 +92,10 @@ fn no_guest_instruction_runs_while_the_gate_is_closed() {
     }
     gate.stop();
     // In each turn one entered at least; a slow one may have been too late every time.
-    let entries: u64 = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
+    let entries: u64 = threads
+        .into_iter()
+        .map(|thread| thread.join().unwrap())
+        .sum();
     assert!(entries >= 200, "{entries} entries");
 }
 
