@@ -208,12 +208,20 @@ fn shades(plot: &Plot, stretches: &[Stretch]) -> Group {
                 .add(Title::new(label.as_str())),
         );
         let middle = f64::midpoint(from, to);
-        if to - from >= LABEL_WIDTH {
-            group = group.add(plate(&label).set("transform", place(middle, TOP + 16.0, 0)));
+        let (half_height, degrees) = if to - from >= LABEL_WIDTH {
+            (LINE_HEIGHT / 2.0, 0)
         } else if to - from >= LABEL_HEIGHT {
-            let y = TOP + 12.0 + width_of(&label) / 2.0;
-            group = group.add(plate(&label).set("transform", place(middle, y, -90)));
-        }
+            (width_of(&label) / 2.0, -90)
+        } else {
+            continue;
+        };
+        // The lines go from one corner to the other: there is room in the other two.
+        let y = if middle < f64::midpoint(LEFT, RIGHT) {
+            TOP + half_height + 10.0
+        } else {
+            BOTTOM - half_height - 10.0
+        };
+        group = group.add(plate(&label).set("transform", place(middle, y, degrees)));
     }
     group
 }

@@ -50,6 +50,6 @@ pub use stolen_time::{StolenTimeChoice, StolenTimeProvider, StolenTimeUnavailabl
 pub use stolen_time::{PublishError, StolenTimeSample};
 #[cfg(target_arch = "aarch64")]
 pub use vm_time::{
-    AccountError, CounterChoice, Error, RunningVcpu, TimeSample, VcpuSample, VcpuTime, VmTime,
-    VmTimeConfig,
+    AccountError, CounterChoice, Error, LostTime, RunningVcpu, TimeSample, VcpuSample, VcpuTime,
+    VmTime, VmTimeConfig,
 };

@@ -20,8 +20,8 @@ pub struct Accounts {
     pub physical_ns: u64,
     /// As much of it as the VM was paused for.
     pub paused_ns: u64,
-    /// Time that each vCPU waited for a CPU.
-    pub run_delay_ns: Vec<u64>,
+    /// Stolen time of each vCPU.
+    pub stolen_ns: Vec<u64>,
 }
 
 /// Most samples that are kept.
@@ -68,13 +68,16 @@ impl History {
         })
     }
 
-    /// One vCPU's times, up to `now`; `None` where there is no such vCPU.
-    pub fn of_vcpu(&self, index: usize, now: Option<Accounts>) -> Option<Vec<Sample>> {
-        let mut samples: Vec<Accounts> = {
-            let kept = lock(&self.samples);
-            kept.kept.iter().map(|it| it.accounts.clone()).collect()
-        };
-        samples.extend(now);
+    /// One vCPU's times, the last as it is `now`; `None` where there is no such vCPU.
+    pub fn of_vcpu(
+        &self,
+        index: usize,
+        now: impl FnOnce() -> Option<Accounts>,
+    ) -> Option<Vec<Sample>> {
+        let kept = |samples: &Samples| samples.kept.iter().map(|it| it.accounts.clone()).collect();
+        let mut samples: Vec<Accounts> = kept(&lock(&self.samples));
+        // Asked for after those that are kept, so that it is the latest.
+        samples.extend(now());
         of_vcpu(index, &samples)
     }
 }
@@ -159,26 +162,19 @@ fn of_vcpu(index: usize, samples: &[Accounts]) -> Option<Vec<Sample>> {
     let Some(first) = samples.first() else {
         return Some(Vec::new());
     };
-    first.run_delay_ns.get(index)?;
-    let mut lines = Vec::with_capacity(samples.len());
-    let mut stolen_ns = 0;
-    let (mut last_live_ns, mut last_delay_ns) = (0, first.run_delay_ns[index]);
-    for accounts in samples {
+    first.stolen_ns.get(index)?;
+    let line = |accounts: &Accounts| {
         let physical_ns = accounts.physical_ns.saturating_sub(first.physical_ns);
         let paused_ns = accounts.paused_ns.saturating_sub(first.paused_ns);
+        let stolen_ns = accounts.stolen_ns[index].saturating_sub(first.stolen_ns[index]);
         let live_ns = physical_ns.saturating_sub(paused_ns);
-        let delay_ns = accounts.run_delay_ns[index];
-        // While the VM is paused its threads work for the VMM.
-        if live_ns > last_live_ns {
-            stolen_ns += delay_ns.saturating_sub(last_delay_ns);
-        }
-        (last_live_ns, last_delay_ns) = (live_ns, delay_ns);
-        lines.push(Sample {
+        Sample {
             physical_ns,
             live_ns,
             virtual_ns: live_ns.saturating_sub(stolen_ns),
-        });
-    }
+        }
+    };
+    let mut lines: Vec<Sample> = samples.iter().map(line).collect();
     let mut most_ns = u64::MAX;
     for line in lines.iter_mut().rev() {
         most_ns = line.virtual_ns.min(most_ns);
@@ -195,11 +191,11 @@ mod tests {
     use std::sync::atomic::AtomicU64;
     use std::time::Instant;
 
-    fn accounts(physical_ns: u64, paused_ns: u64, run_delay_ns: &[u64]) -> Accounts {
+    fn accounts(physical_ns: u64, paused_ns: u64, stolen_ns: &[u64]) -> Accounts {
         Accounts {
             physical_ns,
             paused_ns,
-            run_delay_ns: run_delay_ns.into(),
+            stolen_ns: stolen_ns.into(),
         }
     }
 
@@ -216,12 +212,11 @@ mod tests {
         let samples = [
             accounts(100, 10, &[5, 70]),
             accounts(200, 10, &[5, 90]),
-            accounts(300, 110, &[5, 95]),
-            accounts(400, 130, &[25, 95]),
+            accounts(300, 110, &[5, 90]),
+            accounts(400, 130, &[25, 90]),
         ];
         let expected = [(0, 0, 0), (100, 100, 100), (200, 100, 100), (300, 180, 160)];
         assert_eq!(lines(0, &samples), expected);
-        // What a paused VM's thread waits is nobody's.
         let expected = [(0, 0, 0), (100, 100, 80), (200, 100, 80), (300, 180, 160)];
         assert_eq!(lines(1, &samples), expected);
         assert_eq!(of_vcpu(2, &samples), None);
@@ -250,7 +245,7 @@ mod tests {
             for (live_ns, paused_ns, delay_ns) in steps {
                 now.physical_ns += live_ns + paused_ns;
                 now.paused_ns += paused_ns;
-                now.run_delay_ns[0] += delay_ns;
+                now.stolen_ns[0] += delay_ns;
                 samples.push(now.clone());
             }
             let lines = lines(0, &samples);
@@ -343,10 +338,16 @@ mod tests {
                 .count()
         };
         assert_eq!(events(), 2);
-        let now = accounts(1_000, 0, &[0]);
-        let lines = history.of_vcpu(0, Some(now)).unwrap();
+        let lines = history.of_vcpu(0, || {
+            let now = fake.accounts();
+            // What is sampled meanwhile is later than that.
+            fake.records.push(record("resume"));
+            wait_for(fake.sampled.load(Ordering::SeqCst) + 2);
+            now
+        });
+        let lines = lines.unwrap();
         assert!(lines.len() >= 4, "{lines:?}");
-        assert_eq!(lines.last().unwrap().physical_ns, 1_000);
+        assert!(lines.is_sorted_by_key(|line| line.physical_ns), "{lines:?}");
         drop(history);
         let sampled = fake.sampled.load(Ordering::SeqCst);
         std::thread::sleep(2 * PERIOD);

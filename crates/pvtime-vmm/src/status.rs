@@ -17,6 +17,7 @@ use crate::event::Event;
 use crate::history::{self, History, Sampled};
 use crate::machine::Machine;
 use crate::run::progress;
+use crate::snapshot;
 
 /// Answers for a VM, from any thread.
 pub struct Status {
@@ -98,7 +99,7 @@ impl Vm for Status {
     }
 
     fn history(&self, vcpu: usize) -> Option<Vec<Sample>> {
-        self.history.of_vcpu(vcpu, self.time.accounts())
+        self.history.of_vcpu(vcpu, || self.time.accounts())
     }
 
     fn pause(&self) -> Result<()> {
@@ -110,6 +111,7 @@ impl Vm for Status {
     }
 
     fn snapshot(&self, folder: &Path) -> Result<()> {
+        snapshot::check_place(folder)?;
         let runs = self.time.is_running();
         if runs {
             self.time.pause(Cause::Snapshot)?;
@@ -132,11 +134,11 @@ impl Sampled for Arc<VmTime> {
 
     fn accounts(&self) -> Option<history::Accounts> {
         // A vCPU's thread that has ended has no accounts any more.
-        let sample = self.sample().ok()?;
+        let lost = self.lost().ok()?;
         Some(history::Accounts {
-            physical_ns: sample.elapsed_ns,
-            paused_ns: sample.paused_ns,
-            run_delay_ns: sample.vcpus.iter().map(|it| it.run_delay_ns).collect(),
+            physical_ns: lost.elapsed_ns,
+            paused_ns: lost.paused_ns,
+            stolen_ns: lost.stolen_ns,
         })
     }
 }

@@ -111,6 +111,19 @@ impl VcpuAccount {
         Ok(*shown.accounts())
     }
 
+    /// Stolen time up to now; 0 before the VM was started or restored. Nobody is disturbed for it: a
+    /// wait that is under way is not in it, and what a thread waits at the gate is nobody's.
+    pub fn stolen_ns(&self) -> Result<u64, AccountError> {
+        let entries = self.lock();
+        let Some(mut shown) = entries.ledger else {
+            return Ok(0);
+        };
+        match shown.enter(entries.thread.peek()?) {
+            Ok(()) | Err(LedgerError::Stopped) => Ok(shown.accounts().stolen_ns),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,11 +3,13 @@
 mod account;
 mod config;
 mod execute;
+mod lost;
 mod saved;
 mod vcpu;
 
 pub use account::AccountError;
 pub use config::{CounterChoice, Error, VmTimeConfig};
+pub use lost::LostTime;
 pub use vcpu::{RunningVcpu, VcpuTime};
 
 use account::VcpuAccount;

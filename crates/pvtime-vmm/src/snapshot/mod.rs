@@ -34,7 +34,7 @@ mod tests;
 pub use error::{OpenError, SaveError};
 pub use manifest::Facts;
 pub use open::{Loaded, Snapshot, open};
-pub use save::{Contents, save};
+pub use save::{Contents, check_place, save};
 
 /// How far saving or loading memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -46,6 +46,20 @@ pub fn save(
     save_on(&FileSystem, directory, contents, progress)
 }
 
+/// Whether a snapshot could have this place, as far as looking tells: before a machine is stopped
+/// for it.
+///
+/// # Errors
+///
+/// [`SaveError::NoName`], [`SaveError::Exists`] and [`SaveError::Write`].
+pub fn check_place(directory: &Path) -> Result<(), SaveError> {
+    let path = Destination::new(directory)?.folder;
+    match path.metadata() {
+        Ok(_) => Ok(()),
+        Err(source) => Err(SaveError::Write { path, source }),
+    }
+}
+
 pub(super) fn save_on(
     disk: &dyn Disk,
     directory: &Path,

@@ -477,8 +477,13 @@ fn a_place_that_is_taken_stays_as_it_is() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("taken");
     // Refused before anything is written.
+    check_place(&path).unwrap();
+    let error = check_place(&path.join("within")).unwrap_err();
+    assert!(matches!(error, SaveError::Write { .. }), "{error}");
     let refused = || {
         let error = save_with(&FailingDisk::new(0, true), &path).unwrap_err();
+        assert!(matches!(error, SaveError::Exists { .. }), "{error}");
+        let error = check_place(&path).unwrap_err();
         assert!(matches!(error, SaveError::Exists { .. }), "{error}");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     };
