@@ -20,7 +20,7 @@ use std::time::Duration;
 use kvm_ioctls::{VcpuFd, VmFd};
 use pvtime::host::Cause;
 use pvtime::host::ledger::Accounts;
-use pvtime::host::timeline::{Adjustment, Config, CounterScope, Event, Timeline};
+use pvtime::host::timeline::{Config, CounterScope, Event, HostSample, Timeline};
 use pvtime::host::timers::Asked;
 use pvtime::scale::Frequency;
 use rustix::thread::Pid;
@@ -146,9 +146,7 @@ impl VmTime {
     pub fn start(&self) -> Result<(), Error> {
         let mut state = self.lock();
         self.check_threads(&state)?;
-        self.step(&mut state, Event::Start)?;
-        self.gate.open();
-        Ok(())
+        self.open_after(&mut state, Event::Start)
     }
 
     /// Takes every vCPU out of the guest and keeps it out. The guest's counter at the stop is taken
@@ -161,18 +159,21 @@ impl VmTime {
     pub fn pause(&self, cause: Cause) -> Result<(), Error> {
         let mut state = self.lock();
         let ran = state.timeline.is_running();
-        if ran {
+        let now = if ran {
             self.closed_for.set(cause);
-            self.gate.close(CLOSE_LIMIT)?;
-        }
+            self.gate.close(CLOSE_LIMIT, || self.now())?
+        } else {
+            self.now()
+        };
         let paused = self
             .stolen
             .publish()
-            .and_then(|()| self.step(&mut state, Event::Pause(cause)));
+            .and_then(|()| self.step(&mut state, now, Event::Pause(cause)));
         if ran && paused.is_err() {
             self.gate.open();
         }
-        paused.map(drop)
+        self.keep(paused?);
+        Ok(())
     }
 
     /// Sets the counters of a stopped VM by its policy, and lets its vCPUs into the guest.
@@ -183,9 +184,11 @@ impl VmTime {
     /// setting the counters fails with. The VM is stopped still after an error.
     pub fn resume(&self) -> Result<(), Error> {
         let mut state = self.lock();
-        self.step(&mut state, Event::Resume)?;
-        self.gate.open();
-        Ok(())
+        if state.timeline.stop_cause().is_none() {
+            // It fails, and says why.
+            return self.step(&mut state, self.now(), Event::Resume).map(drop);
+        }
+        self.open_after(&mut state, Event::Resume)
     }
 
     /// Sends every vCPU thread away, for good: [`RunningVcpu::run`] returns `None`.
@@ -310,7 +313,7 @@ impl VmTime {
             return state.accounts(|account| account.up_to_now(cause));
         }
         self.closed_for.set(Cause::Operator);
-        self.gate.close(CLOSE_LIMIT)?;
+        self.gate.close(CLOSE_LIMIT, || ())?;
         let accounts = state.accounts(VcpuAccount::entered);
         if state.timeline.is_running() {
             self.gate.open();
@@ -318,9 +321,21 @@ impl VmTime {
         accounts
     }
 
-    /// Steps the timeline and carries out what that leads to.
-    fn step(&self, state: &mut State, event: Event<'_>) -> Result<Option<Adjustment>, Error> {
-        let now = clock::sample(self.frequency);
+    /// Steps the timeline and lets the vCPUs into the guest at once.
+    fn open_after(&self, state: &mut State, event: Event<'_>) -> Result<(), Error> {
+        let opened = self.gate.open_after(|| self.step(state, self.now(), event));
+        self.keep(opened?);
+        Ok(())
+    }
+
+    /// Steps the timeline and carries out what that leads to. The record is to be kept when nothing
+    /// else is urgent.
+    fn step(
+        &self,
+        state: &mut State,
+        now: HostSample,
+        event: Event<'_>,
+    ) -> Result<Option<Record>, Error> {
         let step = state.timeline.step(now, event)?;
         for action in step.actions.iter() {
             self.carry_out(state, action)?;
@@ -328,17 +343,24 @@ impl VmTime {
         state.timeline = step.timeline;
         let is_stopped = state.timeline.stop_cause().is_some();
         state.stops.enter(is_stopped, now.boottime_ns);
-        if let Some(adjustment) = step.adjustment {
-            self.records.push(Record::new(&adjustment, now.wall_ns));
+        Ok(step.adjustment.map(|it| Record::new(&it, now.wall_ns)))
+    }
+
+    fn keep(&self, record: Option<Record>) {
+        if let Some(record) = record {
+            self.records.push(record);
         }
-        Ok(step.adjustment)
+    }
+
+    fn now(&self) -> HostSample {
+        clock::sample(self.frequency)
     }
 
     /// Returns when every vCPU has a thread that waits at the gate, which was not opened yet.
     fn check_threads(&self, state: &State) -> Result<(), Error> {
         state.check_bound()?;
         if !state.timeline.is_running() {
-            self.gate.close(CLOSE_LIMIT)?;
+            self.gate.close(CLOSE_LIMIT, || ())?;
         }
         Ok(())
     }

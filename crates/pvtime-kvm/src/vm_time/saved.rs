@@ -5,7 +5,7 @@ use pvtime::host::saved::{SavedVcpu, SavedVm, Sequences};
 use pvtime::host::timeline::Event;
 
 use super::{Error, State, VmTime};
-use crate::{StolenTimeProvider, clock, timers};
+use crate::{StolenTimeProvider, timers};
 
 impl VmTime {
     /// Everything about a stopped VM's time: counters, timers, stolen time, ledgers. Guest memory
@@ -49,7 +49,8 @@ impl VmTime {
         if asked && self.stolen.provider() == StolenTimeProvider::Off {
             return Err(Error::StolenTimeLost);
         }
-        self.step(&mut state, Event::Restore { saved: &vm, cause })?;
+        let restored = self.step(&mut state, self.now(), Event::Restore { saved: &vm, cause });
+        self.keep(restored?);
         let written = vcpus.clone();
         self.on_vcpus(move |index, vcpu| timers::write(vcpu, &written[index].timers))?;
         self.restore_accounts(&mut state, &vm, &vcpus, cause)
@@ -62,7 +63,7 @@ impl VmTime {
         vcpus: &[SavedVcpu],
         cause: Cause,
     ) -> Result<(), Error> {
-        let now_ns = clock::sample(self.frequency).wall_ns;
+        let now_ns = self.now().wall_ns;
         let away_ns = now_ns.saturating_sub(vm.sample.wall_ns);
         self.closed_for.set(cause);
         for ((index, bound), saved) in state.bound().zip(vcpus) {
