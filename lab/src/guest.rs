@@ -4,6 +4,7 @@ use crate::assets::Assets;
 use crate::host::Host;
 use crate::interrupt;
 use crate::machine::{HostFile, HostSpec};
+use crate::sightings::{Sighting, Sightings};
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
 use guest_protocol::report::{Hello, Sample, Spin};
@@ -94,6 +95,7 @@ pub struct Guest {
     lines: LineBuffer,
     arrived: VecDeque<Report>,
     last_id: u32,
+    sightings: Sightings,
 }
 
 impl Guest {
@@ -152,6 +154,7 @@ impl Guest {
             lines: LineBuffer::new(),
             arrived: VecDeque::new(),
             last_id: 0,
+            sightings: Sightings::default(),
         })
     }
 
@@ -167,22 +170,31 @@ impl Guest {
         self.is_busy
     }
 
+    /// What it said of its clocks so far.
+    #[must_use]
+    pub fn sightings(&self) -> &Sightings {
+        &self.sightings
+    }
+
     /// The VMM's process on the host.
     #[must_use]
     pub fn vmm(&self) -> Spawned {
         self.vmm
     }
 
-    /// Waits for the guest program's introduction.
+    /// Waits for the guest program's introduction and a first sample.
     ///
     /// # Errors
     /// When the guest does not boot; with the VMM's last line if it ended.
     pub fn await_hello(&mut self, host: &mut Host) -> Result<Hello> {
         let is_hello = |report: &Report| matches!(report.body, Body::Hello(_));
-        match self.await_report(host, BOOT_LIMIT, is_hello)?.body {
-            Body::Hello(hello) => Ok(hello),
+        let hello = match self.await_report(host, BOOT_LIMIT, is_hello)?.body {
+            Body::Hello(hello) => hello,
             other => bail!("guest {} sent {other:?} for a hello", self.name),
-        }
+        };
+        // What is done to its time later lies after this one.
+        self.sample(host)?;
+        Ok(hello)
     }
 
     /// Asks the guest program for something, and waits for the report that answers.
@@ -233,7 +245,10 @@ impl Guest {
         loop {
             match self.await_answer(host, id)? {
                 Body::Spin(spin) => spins.push(spin),
-                Body::Done => return Ok(spins),
+                Body::Done => {
+                    self.sightings.spins.extend(&spins);
+                    return Ok(spins);
+                }
                 other => bail!("guest {} sent {other:?} for spins", self.name),
             }
         }
@@ -244,10 +259,17 @@ impl Guest {
     /// # Errors
     /// As [`Self::ask`].
     pub fn sample(&mut self, host: &mut Host) -> Result<Sample> {
-        match self.ask(host, Action::Sample)? {
-            Body::Sample(sample) => Ok(sample),
+        let asked = Instant::now();
+        let sample = match self.ask(host, Action::Sample)? {
+            Body::Sample(sample) => sample,
             other => bail!("guest {} sent {other:?} for a sample", self.name),
-        }
+        };
+        self.sightings.samples.push(Sighting {
+            asked,
+            answered: Instant::now(),
+            sample: sample.clone(),
+        });
+        Ok(sample)
     }
 
     /// What the VMM says of the VM now.

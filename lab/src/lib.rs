@@ -1,5 +1,6 @@
 //! Disrupts a virtual machine's time on real KVM and measures what its guest saw.
 
+pub mod adjustments;
 pub mod assets;
 pub mod channel;
 pub mod control;
@@ -13,4 +14,5 @@ pub mod report;
 pub mod requests;
 pub mod scenario;
 pub mod scenarios;
+pub mod sightings;
 pub mod status;

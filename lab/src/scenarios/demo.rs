@@ -57,7 +57,7 @@ fn play(stage: &mut Stage) -> Result<()> {
             },
             Step {
                 name: "let the guests rest and compare their own figures",
-                act: |scene, _| scene.as_mut().context("no guests")?.compare(),
+                act: |scene, stage| scene.as_mut().context("no guests")?.compare(stage),
                 checks: |scene| scene.iter().map(ThreeGuests::check_compared).collect(),
             },
             Step {

@@ -134,7 +134,7 @@ impl ThreeGuests {
     }
 
     /// Lets all guests rest, compares each one's own figure with its structure, and ends it.
-    pub fn compare(&mut self) -> Result<()> {
+    pub fn compare(&mut self, stage: &mut Stage) -> Result<()> {
         let rest = Action::SetWorkload {
             cpu: 0,
             workload: Workload::Idle,
@@ -145,6 +145,7 @@ impl ThreeGuests {
         for mut guest in self.guests.drain(..) {
             let figures = Figures::take(&mut guest, &mut self.host, 0)?;
             self.proc_stat_ms.push(figures.difference_ms(0, 0)?);
+            stage.keep_time(&mut guest, &mut self.host)?;
             guest.power_off(&mut self.host)?;
         }
         if self.proc_stat_ms.len() != self.watches.len() {
