@@ -21,7 +21,8 @@ const RATE: i128 = 1000;
 
 impl Stage<'_> {
     /// Takes what was done to a running guest's time into the report, with a check that the guest
-    /// bears it out. To be called once for each guest, before it is ended.
+    /// bears it out, and has its VMM draw where its time went. To be called once for each guest,
+    /// before it is ended.
     ///
     /// # Errors
     /// When the guest or its VMM does not answer.
@@ -39,7 +40,7 @@ impl Stage<'_> {
         self.report
             .checks
             .push(check(name, &records, guest.sightings()));
-        Ok(())
+        self.keep_figures(guest, host)
     }
 }
 

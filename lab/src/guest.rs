@@ -126,6 +126,8 @@ impl Guest {
             spec.stolen_time,
             "--on-pause",
             spec.on_pause,
+            "--id",
+            name,
             "--console",
             &console,
             "--serial",
@@ -259,8 +261,24 @@ impl Guest {
     /// # Errors
     /// As [`Self::ask`].
     pub fn sample(&mut self, host: &mut Host) -> Result<Sample> {
+        let (sample, ()) = self.sample_over(host, |_, _| Ok(()))?;
+        Ok(sample)
+    }
+
+    /// One sample, asked for before something is done: a paused guest takes it as soon as it is
+    /// resumed.
+    ///
+    /// # Errors
+    /// As [`Self::ask`], and what is done fails with.
+    pub fn sample_over<T>(
+        &mut self,
+        host: &mut Host,
+        act: impl FnOnce(&Self, &mut Host) -> Result<T>,
+    ) -> Result<(Sample, T)> {
         let asked = Instant::now();
-        let sample = match self.ask(host, Action::Sample)? {
+        let id = self.send(host, Action::Sample)?;
+        let done = act(self, host)?;
+        let sample = match self.await_answer(host, id)? {
             Body::Sample(sample) => sample,
             other => bail!("guest {} sent {other:?} for a sample", self.name),
         };
@@ -269,7 +287,7 @@ impl Guest {
             answered: Instant::now(),
             sample: sample.clone(),
         });
-        Ok(sample)
+        Ok((sample, done))
     }
 
     /// What the VMM says of the VM now.

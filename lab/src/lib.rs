@@ -4,6 +4,7 @@ pub mod adjustments;
 pub mod assets;
 pub mod channel;
 pub mod control;
+pub mod figures;
 pub mod guest;
 pub mod host;
 pub mod initramfs;

@@ -9,6 +9,7 @@ mod four_vcpus;
 mod interrupted;
 mod kvm_tests;
 mod ledger;
+mod own_figure;
 mod pause_advance;
 mod pause_freeze;
 mod pauses;

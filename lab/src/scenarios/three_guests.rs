@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::machine::HostSpec;
 use crate::report::{Check, Limit};
 use crate::scenario::Stage;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use guest_protocol::{Action, Workload};
 use std::time::Duration;
 
@@ -131,6 +131,12 @@ impl ThreeGuests {
                 "steps",
             ),
         ]
+    }
+
+    /// The first busy guest, and the host.
+    pub fn first(&mut self) -> Result<(&mut Guest, &mut Host)> {
+        let guest = self.guests.first_mut().context("no guests")?;
+        Ok((guest, &mut self.host))
     }
 
     /// Lets all guests rest, compares each one's own figure with its structure, and ends it.
