@@ -45,6 +45,9 @@ impl std::fmt::Display for VmState {
 pub struct Time {
     /// Rate of the host's counter, which is the guest's, in Hz.
     pub counter_frequency_hz: Option<u64>,
+    /// Why this host cannot offset all of the guest's counters, and what is lost; absent where it
+    /// can.
+    pub counter_limits: Option<String>,
     /// Who keeps stolen time: `kernel`, `user` or `off`.
     pub stolen_time: String,
     /// Physical time since the VM's time was made in this VMM, in ns.

@@ -110,6 +110,7 @@ impl Vm for FakeVm {
         self.check()?;
         Ok(Time {
             counter_frequency_hz: Some(25_000_000),
+            counter_limits: None,
             stolen_time: "kernel".into(),
             elapsed_ns: 2_000_000_000,
             paused_ns: 500_000_000,
