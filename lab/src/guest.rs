@@ -104,13 +104,7 @@ impl Guest {
     /// # Errors
     /// When the host refuses.
     pub fn start(spec: &GuestSpec, host: &mut Host) -> Result<Self> {
-        let name = spec.name;
-        let pvtime = host.path_of("pvtime")?;
-        let socket = host.file(&format!("{name}.sock"));
-        let reports = host.file(&format!("{name}-reports.log"));
-        let console = host.file(&format!("{name}-console.log"));
-        let argv = [
-            &pvtime,
+        let arguments = [
             "run",
             "--kernel",
             &host.path_of("Image")?,
@@ -126,6 +120,30 @@ impl Guest {
             spec.stolen_time,
             "--on-pause",
             spec.on_pause,
+        ];
+        let is_busy = spec.workload != Workload::Idle;
+        Self::spawn(spec.name, is_busy, &arguments, host)
+    }
+
+    /// Starts a VMM that lets an idle guest go on from a snapshot on its host.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn restore(name: &'static str, snapshot: &str, host: &mut Host) -> Result<Self> {
+        Self::spawn(name, false, &["restore", snapshot], host)
+    }
+
+    fn spawn(
+        name: &'static str,
+        is_busy: bool,
+        arguments: &[&str],
+        host: &mut Host,
+    ) -> Result<Self> {
+        let pvtime = host.path_of("pvtime")?;
+        let socket = host.file(&format!("{name}.sock"));
+        let reports = host.file(&format!("{name}-reports.log"));
+        let console = host.file(&format!("{name}-console.log"));
+        let places = [
             "--id",
             name,
             "--console",
@@ -135,8 +153,9 @@ impl Guest {
             "--api-socket",
             &socket,
         ];
+        let argv = [&[pvtime.as_str()], arguments, &places].concat();
         let vmm = host.spawn(Spawn {
-            argv: argv.map(str::to_owned).into(),
+            argv: argv.into_iter().map(str::to_owned).collect(),
             stdin: true,
             stdout: Some(reports.clone()),
             stderr: Some(host.file(&format!("{name}-vmm.log"))),
@@ -147,7 +166,7 @@ impl Guest {
         }
         Ok(Self {
             name,
-            is_busy: spec.workload != Workload::Idle,
+            is_busy,
             vmm,
             pvtime,
             socket,

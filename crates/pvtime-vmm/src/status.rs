@@ -81,6 +81,7 @@ impl Vm for Status {
             stolen_time: self.time.stolen_time_provider().to_string(),
             elapsed_ns,
             paused_ns,
+            generation: self.machine.generation,
             vcpus: vcpus.into_iter().map(VcpuTime::from).collect(),
         })
     }

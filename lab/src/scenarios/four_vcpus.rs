@@ -143,7 +143,7 @@ fn found_its_own(figures: &Figures, cpu: usize) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{Status, Structure, VcpuStatus};
+    use crate::status::{Generation, Status, Structure, VcpuStatus};
     use guest_protocol::report::Sample;
 
     const MS: u64 = 1_000_000;
@@ -161,6 +161,7 @@ mod tests {
         };
         Status {
             elapsed_ns: 0,
+            generation: Generation::default(),
             vcpus: structures.iter().map(vcpu).collect(),
         }
     }

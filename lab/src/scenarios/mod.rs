@@ -6,6 +6,7 @@ mod boot;
 mod canary;
 pub mod demo;
 mod four_vcpus;
+mod generation;
 mod interrupted;
 mod kvm_tests;
 mod ledger;
@@ -52,5 +53,6 @@ pub const ALL: &[Scenario] = &[
     ledger::SCENARIO,
     watchdog::SCENARIO,
     timers_survive::SCENARIO,
+    generation::SCENARIO,
     canary::SCENARIO,
 ];

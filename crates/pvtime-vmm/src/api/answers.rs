@@ -5,6 +5,8 @@ use pvtime_kvm::record::Record;
 use serde::{Deserialize, Serialize};
 use time_figure::Sample;
 
+pub use crate::generation::{Generation, GenerationId};
+
 /// `GET /`: what runs, as Firecracker describes an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
@@ -54,6 +56,8 @@ pub struct Time {
     pub elapsed_ns: u64,
     /// As much of it as the VM was paused for, in ns.
     pub paused_ns: u64,
+    /// Which generation of its VM this is.
+    pub generation: Generation,
     /// One for each vCPU, in order.
     pub vcpus: Vec<VcpuTime>,
 }

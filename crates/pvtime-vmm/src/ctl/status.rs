@@ -48,13 +48,16 @@ fn for_people(Status { instance, time }: &Status) -> String {
     let limits = time.counter_limits.as_ref();
     let limits = limits.map(|limits| format!("{limits}\n"));
     format!(
-        "{}: {}, {} s old, paused for {} s of them; stolen time: {}; counter: {frequency}; {} {}\n\
+        "{}: {}, {} s old, paused for {} s of them; stolen time: {}; counter: {frequency}; \
+         generation {}, {}; {} {}\n\
          {}{vcpus}",
         instance.id,
         instance.state,
         seconds(time.elapsed_ns),
         seconds(time.paused_ns),
         time.stolen_time,
+        time.generation.count,
+        time.generation.id,
         instance.app_name,
         instance.vmm_version,
         limits.unwrap_or_default(),
@@ -121,7 +124,7 @@ mod tests {
         assert_eq!(
             text.lines().next().unwrap(),
             "web: running, 2.000 s old, paused for 0.500 s of them; stolen time: kernel; \
-             counter: 25000000 Hz; pvtime 0.1.0"
+             counter: 25000000 Hz; generation 2, abababababababababababababababab; pvtime 0.1.0"
         );
         assert_eq!(lines[2], ["0", "7", "1.500", "0.002", "0.003", "0xa000000"]);
         assert_eq!(lines[3][4..], ["not", "asked", "for", "0xa000000"]);
