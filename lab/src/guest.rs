@@ -133,7 +133,11 @@ impl Guest {
         Self::spawn(name, false, &["restore", snapshot], host)
     }
 
-    fn spawn(
+    /// Starts a VMM with these arguments, and others that say where its guest is to be heard.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn spawn(
         name: &'static str,
         is_busy: bool,
         arguments: &[&str],
@@ -363,16 +367,37 @@ impl Guest {
         Ok(())
     }
 
+    /// What it wrote to its second serial port so far, for a guest that has no program of ours.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn written(&self, host: &mut Host) -> Result<Vec<u8>> {
+        host.read_from(&self.reports, 0)
+    }
+
+    /// Ends it from outside, and waits for the VMM's end with status 0.
+    ///
+    /// # Errors
+    /// When either does not happen.
+    pub fn stop(self, host: &mut Host) -> Result<()> {
+        self.ctl(host, &["stop"])?;
+        self.await_end(host, "it was stopped")
+    }
+
     /// Asks the guest to power off, and waits for the VMM's end with status 0.
     ///
     /// # Errors
     /// When either does not happen.
     pub fn power_off(mut self, host: &mut Host) -> Result<()> {
         self.ask(host, Action::PowerOff)?;
+        self.await_end(host, "a power-off")
+    }
+
+    fn await_end(&self, host: &mut Host, after: &str) -> Result<()> {
         let exit = host.wait(self.vmm.child, ANSWER_LIMIT)?;
         if exit != Exit::Status(0) {
             bail!(
-                "pvtime run for guest {} ended with {exit:?} after a power-off",
+                "the VMM of guest {} ended with {exit:?} after {after}",
                 self.name
             );
         }

@@ -1,6 +1,7 @@
 //! A guest that comes out of a snapshot can tell: it reads another identifier of its VM's generation
 //! than the guest that went in, and than any other that comes out.
 
+use super::id_reader::Reader;
 use crate::guest::{Guest, GuestSpec, host_spec};
 use crate::host::Host;
 use crate::report::{Check, Limit};
@@ -31,6 +32,7 @@ struct Scene {
     host: Option<Host>,
     snapshot: String,
     seen: Vec<Seen>,
+    readers: Vec<Reader>,
 }
 
 /// What was seen of one guest.
@@ -63,6 +65,15 @@ fn play(stage: &mut Stage) -> Result<()> {
                 name: "let two guests go on from that",
                 act: restore,
                 checks,
+            },
+            Step {
+                name: "the same with a guest that has no driver",
+                act: |scene, _| {
+                    let host = scene.host.as_mut().context("no host")?;
+                    scene.readers = Reader::see_all(host)?;
+                    Ok(())
+                },
+                checks: |scene| Reader::check_all(&scene.readers),
             },
             Step {
                 name: "power the host off",

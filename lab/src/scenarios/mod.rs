@@ -7,6 +7,7 @@ mod canary;
 pub mod demo;
 mod four_vcpus;
 mod generation;
+mod id_reader;
 mod interrupted;
 mod kvm_tests;
 mod ledger;
