@@ -4,10 +4,10 @@ use crate::assets::Assets;
 use crate::host::Host;
 use crate::interrupt;
 use crate::machine::{HostFile, HostSpec};
-use crate::sightings::{Sighting, Sightings};
+use crate::sightings::Sightings;
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
-use guest_protocol::report::{Hello, Sample, Spin};
+use guest_protocol::report::Hello;
 use guest_protocol::{Action, Body, LineBuffer, MAX_LINE, Report, Request, Workload};
 use lab_agent::message::{Exit, Spawn, Spawned};
 use std::collections::VecDeque;
@@ -95,7 +95,7 @@ pub struct Guest {
     lines: LineBuffer,
     arrived: VecDeque<Report>,
     last_id: u32,
-    sightings: Sightings,
+    pub(crate) sightings: Sightings,
 }
 
 impl Guest {
@@ -195,12 +195,6 @@ impl Guest {
         self.is_busy
     }
 
-    /// What it said of its clocks so far.
-    #[must_use]
-    pub fn sightings(&self) -> &Sightings {
-        &self.sightings
-    }
-
     /// The VMM's process on the host.
     #[must_use]
     pub fn vmm(&self) -> Spawned {
@@ -231,7 +225,7 @@ impl Guest {
         self.await_answer(host, id)
     }
 
-    fn send(&mut self, host: &mut Host, action: Action) -> Result<u32> {
+    pub(crate) fn send(&mut self, host: &mut Host, action: Action) -> Result<u32> {
         self.last_id += 1;
         let id = self.last_id;
         let mut line = [0; MAX_LINE];
@@ -240,7 +234,7 @@ impl Guest {
         Ok(id)
     }
 
-    fn await_answer(&mut self, host: &mut Host, id: u32) -> Result<Body> {
+    pub(crate) fn await_answer(&mut self, host: &mut Host, id: u32) -> Result<Body> {
         let answers = move |report: &Report| report.answers == Some(id);
         match self.await_report(host, ANSWER_LIMIT, answers)?.body {
             Body::Error(error) => bail!("guest {}: {}", self.name, error.message),
@@ -258,59 +252,6 @@ impl Guest {
             Body::Done => Ok(()),
             other => bail!("guest {} sent {other:?} for a new workload", self.name),
         }
-    }
-
-    /// What each spinning vCPU saw since it was asked last.
-    ///
-    /// # Errors
-    /// As [`Self::ask`].
-    pub fn spins(&mut self, host: &mut Host) -> Result<Vec<Spin>> {
-        let id = self.send(host, Action::Spin)?;
-        let mut spins = Vec::new();
-        loop {
-            match self.await_answer(host, id)? {
-                Body::Spin(spin) => spins.push(spin),
-                Body::Done => {
-                    self.sightings.spins.extend(&spins);
-                    return Ok(spins);
-                }
-                other => bail!("guest {} sent {other:?} for spins", self.name),
-            }
-        }
-    }
-
-    /// One sample, taken now.
-    ///
-    /// # Errors
-    /// As [`Self::ask`].
-    pub fn sample(&mut self, host: &mut Host) -> Result<Sample> {
-        let (sample, ()) = self.sample_over(host, |_, _| Ok(()))?;
-        Ok(sample)
-    }
-
-    /// One sample, asked for before something is done: a paused guest takes it as soon as it is
-    /// resumed.
-    ///
-    /// # Errors
-    /// As [`Self::ask`], and what is done fails with.
-    pub fn sample_over<T>(
-        &mut self,
-        host: &mut Host,
-        act: impl FnOnce(&Self, &mut Host) -> Result<T>,
-    ) -> Result<(Sample, T)> {
-        let asked = Instant::now();
-        let id = self.send(host, Action::Sample)?;
-        let done = act(self, host)?;
-        let sample = match self.await_answer(host, id)? {
-            Body::Sample(sample) => sample,
-            other => bail!("guest {} sent {other:?} for a sample", self.name),
-        };
-        self.sightings.samples.push(Sighting {
-            asked,
-            answered: Instant::now(),
-            sample: sample.clone(),
-        });
-        Ok((sample, done))
     }
 
     /// What the VMM says of the VM now.
