@@ -109,6 +109,18 @@ impl Guest {
         said.lines().map(understand).collect()
     }
 
+    /// Where a vCPU's time went up to now, as the VMM draws it.
+    ///
+    /// # Errors
+    /// When `pvtime ctl` fails.
+    pub fn figure(&self, host: &mut Host, vcpu: usize) -> Result<Vec<u8>> {
+        let file = host.file("figure.svg");
+        self.ctl(host, &["figure", &file, "--vcpu", &vcpu.to_string()])?;
+        let drawn = host.read_from(&file, 0)?;
+        host.remove_file(&file)?;
+        Ok(drawn)
+    }
+
     /// Where each vCPU's time went, up to now.
     ///
     /// # Errors

@@ -4,9 +4,10 @@ use crate::assets::Assets;
 use crate::host::Host;
 use crate::interrupt;
 use crate::machine::{HostFile, HostSpec};
+use crate::sightings::Sightings;
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
-use guest_protocol::report::{Hello, Sample, Spin};
+use guest_protocol::report::Hello;
 use guest_protocol::{Action, Body, LineBuffer, MAX_LINE, Report, Request, Workload};
 use lab_agent::message::{Exit, Spawn, Spawned};
 use std::collections::VecDeque;
@@ -94,6 +95,7 @@ pub struct Guest {
     lines: LineBuffer,
     arrived: VecDeque<Report>,
     last_id: u32,
+    pub(crate) sightings: Sightings,
 }
 
 impl Guest {
@@ -102,13 +104,7 @@ impl Guest {
     /// # Errors
     /// When the host refuses.
     pub fn start(spec: &GuestSpec, host: &mut Host) -> Result<Self> {
-        let name = spec.name;
-        let pvtime = host.path_of("pvtime")?;
-        let socket = host.file(&format!("{name}.sock"));
-        let reports = host.file(&format!("{name}-reports.log"));
-        let console = host.file(&format!("{name}-console.log"));
-        let argv = [
-            &pvtime,
+        let arguments = [
             "run",
             "--kernel",
             &host.path_of("Image")?,
@@ -124,6 +120,36 @@ impl Guest {
             spec.stolen_time,
             "--on-pause",
             spec.on_pause,
+        ];
+        let is_busy = spec.workload != Workload::Idle;
+        Self::spawn(spec.name, is_busy, &arguments, host)
+    }
+
+    /// Starts a VMM that lets an idle guest go on from a snapshot on its host.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn restore(name: &'static str, snapshot: &str, host: &mut Host) -> Result<Self> {
+        Self::spawn(name, false, &["restore", snapshot], host)
+    }
+
+    /// Starts a VMM with these arguments, and others that say where its guest is to be heard.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn spawn(
+        name: &'static str,
+        is_busy: bool,
+        arguments: &[&str],
+        host: &mut Host,
+    ) -> Result<Self> {
+        let pvtime = host.path_of("pvtime")?;
+        let socket = host.file(&format!("{name}.sock"));
+        let reports = host.file(&format!("{name}-reports.log"));
+        let console = host.file(&format!("{name}-console.log"));
+        let places = [
+            "--id",
+            name,
             "--console",
             &console,
             "--serial",
@@ -131,8 +157,9 @@ impl Guest {
             "--api-socket",
             &socket,
         ];
+        let argv = [&[pvtime.as_str()], arguments, &places].concat();
         let vmm = host.spawn(Spawn {
-            argv: argv.map(str::to_owned).into(),
+            argv: argv.into_iter().map(str::to_owned).collect(),
             stdin: true,
             stdout: Some(reports.clone()),
             stderr: Some(host.file(&format!("{name}-vmm.log"))),
@@ -143,7 +170,7 @@ impl Guest {
         }
         Ok(Self {
             name,
-            is_busy: spec.workload != Workload::Idle,
+            is_busy,
             vmm,
             pvtime,
             socket,
@@ -152,6 +179,7 @@ impl Guest {
             lines: LineBuffer::new(),
             arrived: VecDeque::new(),
             last_id: 0,
+            sightings: Sightings::default(),
         })
     }
 
@@ -173,16 +201,19 @@ impl Guest {
         self.vmm
     }
 
-    /// Waits for the guest program's introduction.
+    /// Waits for the guest program's introduction and a first sample.
     ///
     /// # Errors
     /// When the guest does not boot; with the VMM's last line if it ended.
     pub fn await_hello(&mut self, host: &mut Host) -> Result<Hello> {
         let is_hello = |report: &Report| matches!(report.body, Body::Hello(_));
-        match self.await_report(host, BOOT_LIMIT, is_hello)?.body {
-            Body::Hello(hello) => Ok(hello),
+        let hello = match self.await_report(host, BOOT_LIMIT, is_hello)?.body {
+            Body::Hello(hello) => hello,
             other => bail!("guest {} sent {other:?} for a hello", self.name),
-        }
+        };
+        // What is done to its time later lies after this one.
+        self.sample(host)?;
+        Ok(hello)
     }
 
     /// Asks the guest program for something, and waits for the report that answers.
@@ -194,7 +225,7 @@ impl Guest {
         self.await_answer(host, id)
     }
 
-    fn send(&mut self, host: &mut Host, action: Action) -> Result<u32> {
+    pub(crate) fn send(&mut self, host: &mut Host, action: Action) -> Result<u32> {
         self.last_id += 1;
         let id = self.last_id;
         let mut line = [0; MAX_LINE];
@@ -203,7 +234,7 @@ impl Guest {
         Ok(id)
     }
 
-    fn await_answer(&mut self, host: &mut Host, id: u32) -> Result<Body> {
+    pub(crate) fn await_answer(&mut self, host: &mut Host, id: u32) -> Result<Body> {
         let answers = move |report: &Report| report.answers == Some(id);
         match self.await_report(host, ANSWER_LIMIT, answers)?.body {
             Body::Error(error) => bail!("guest {}: {}", self.name, error.message),
@@ -220,33 +251,6 @@ impl Guest {
         match done {
             Body::Done => Ok(()),
             other => bail!("guest {} sent {other:?} for a new workload", self.name),
-        }
-    }
-
-    /// What each spinning vCPU saw since it was asked last.
-    ///
-    /// # Errors
-    /// As [`Self::ask`].
-    pub fn spins(&mut self, host: &mut Host) -> Result<Vec<Spin>> {
-        let id = self.send(host, Action::Spin)?;
-        let mut spins = Vec::new();
-        loop {
-            match self.await_answer(host, id)? {
-                Body::Spin(spin) => spins.push(spin),
-                Body::Done => return Ok(spins),
-                other => bail!("guest {} sent {other:?} for spins", self.name),
-            }
-        }
-    }
-
-    /// One sample, taken now.
-    ///
-    /// # Errors
-    /// As [`Self::ask`].
-    pub fn sample(&mut self, host: &mut Host) -> Result<Sample> {
-        match self.ask(host, Action::Sample)? {
-            Body::Sample(sample) => Ok(sample),
-            other => bail!("guest {} sent {other:?} for a sample", self.name),
         }
     }
 
@@ -304,16 +308,37 @@ impl Guest {
         Ok(())
     }
 
+    /// What it wrote to its second serial port so far, for a guest that has no program of ours.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn written(&self, host: &mut Host) -> Result<Vec<u8>> {
+        host.read_from(&self.reports, 0)
+    }
+
+    /// Ends it from outside, and waits for the VMM's end with status 0.
+    ///
+    /// # Errors
+    /// When either does not happen.
+    pub fn stop(self, host: &mut Host) -> Result<()> {
+        self.ctl(host, &["stop"])?;
+        self.await_end(host, "it was stopped")
+    }
+
     /// Asks the guest to power off, and waits for the VMM's end with status 0.
     ///
     /// # Errors
     /// When either does not happen.
     pub fn power_off(mut self, host: &mut Host) -> Result<()> {
         self.ask(host, Action::PowerOff)?;
+        self.await_end(host, "a power-off")
+    }
+
+    fn await_end(&self, host: &mut Host, after: &str) -> Result<()> {
         let exit = host.wait(self.vmm.child, ANSWER_LIMIT)?;
         if exit != Exit::Status(0) {
             bail!(
-                "pvtime run for guest {} ended with {exit:?} after a power-off",
+                "the VMM of guest {} ended with {exit:?} after {after}",
                 self.name
             );
         }

@@ -1,8 +1,10 @@
 //! Disrupts a virtual machine's time on real KVM and measures what its guest saw.
 
+pub mod adjustments;
 pub mod assets;
 pub mod channel;
 pub mod control;
+pub mod figures;
 pub mod guest;
 pub mod host;
 pub mod initramfs;
@@ -13,4 +15,5 @@ pub mod report;
 pub mod requests;
 pub mod scenario;
 pub mod scenarios;
+pub mod sightings;
 pub mod status;

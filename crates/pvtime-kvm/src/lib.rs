@@ -24,6 +24,7 @@
 
 pub mod clock;
 pub mod counter;
+mod counter_plan;
 pub mod gate;
 mod kick;
 pub mod probe;
@@ -42,6 +43,7 @@ mod timers;
 #[cfg(target_arch = "aarch64")]
 mod vm_time;
 
+pub use counter_plan::{CounterChoice, CounterPlan, REGISTER_LIMITS};
 pub use probe::{HostTime, Support};
 pub use reserved_memory::ReservedMemory;
 pub use stolen_time::{StolenTimeChoice, StolenTimeProvider, StolenTimeUnavailable};
@@ -50,6 +52,6 @@ pub use stolen_time::{StolenTimeChoice, StolenTimeProvider, StolenTimeUnavailabl
 pub use stolen_time::{PublishError, StolenTimeSample};
 #[cfg(target_arch = "aarch64")]
 pub use vm_time::{
-    AccountError, CounterChoice, Error, LostTime, RunningVcpu, TimeSample, VcpuSample, VcpuTime,
-    VmTime, VmTimeConfig,
+    AccountError, Error, LostTime, RunningVcpu, TimeSample, VcpuSample, VcpuTime, VmTime,
+    VmTimeConfig,
 };

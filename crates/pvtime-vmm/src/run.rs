@@ -106,6 +106,9 @@ fn drive(
         machine.memory_mib(),
         machine.time.stolen_time_provider()
     );
+    if let Some(limits) = machine.time.counter_limits() {
+        eprintln!("pvtime: {limits}");
+    }
     let (terminal, mut input) = standard_input(args, &machine)?;
     let stop = wait(&mut signals, &threads, &wake, &stop, &mut input);
     drop((threads, terminal, server));

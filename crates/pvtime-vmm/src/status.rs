@@ -77,9 +77,11 @@ impl Vm for Status {
         } = self.time.sample()?;
         Ok(Time {
             counter_frequency_hz: counter::frequency().map(Frequency::hz),
+            counter_limits: self.time.counter_limits().map(str::to_owned),
             stolen_time: self.time.stolen_time_provider().to_string(),
             elapsed_ns,
             paused_ns,
+            generation: self.machine.generation,
             vcpus: vcpus.into_iter().map(VcpuTime::from).collect(),
         })
     }

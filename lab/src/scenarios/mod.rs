@@ -6,9 +6,12 @@ mod boot;
 mod canary;
 pub mod demo;
 mod four_vcpus;
+mod generation;
+mod id_reader;
 mod interrupted;
 mod kvm_tests;
 mod ledger;
+mod own_figure;
 mod pause_advance;
 mod pause_freeze;
 mod pauses;
@@ -51,5 +54,6 @@ pub const ALL: &[Scenario] = &[
     ledger::SCENARIO,
     watchdog::SCENARIO,
     timers_survive::SCENARIO,
+    generation::SCENARIO,
     canary::SCENARIO,
 ];

@@ -153,7 +153,7 @@ impl Seen {
             seen.pauses.push(Pause::make(guest, host, LENGTH)?);
         }
         seen.backwards_steps = seen.pauses.iter().map(Pause::backwards_steps).sum();
-        stage.report.adjustments.extend(guest.adjustments(host)?);
+        stage.keep_time(guest, host)?;
         Ok(seen)
     }
 

@@ -12,7 +12,7 @@ use crate::gate::CloseError;
 use crate::offset::SetOffsetError;
 use crate::region::BLOCK_BYTES;
 use crate::stolen_time::{CAPACITY, PublishError};
-use crate::{StolenTimeChoice, StolenTimeUnavailable, thread_stat};
+use crate::{CounterChoice, StolenTimeChoice, StolenTimeUnavailable, thread_stat};
 
 /// What a VM's time is made of.
 #[derive(Clone, Copy, Debug)]
@@ -75,17 +75,6 @@ impl VmTimeConfig {
         }
         Ok(())
     }
-}
-
-/// How the guest's counters are set.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CounterChoice {
-    /// By one VM-wide offset where KVM has it (Linux 6.4), else by registers.
-    #[default]
-    Auto,
-    /// By the virtual counter's register: the physical counter stays the host's, and what passes
-    /// between computing and setting is lost to the guest.
-    Registers,
 }
 
 /// A VM's time could not be set up, changed or read.

@@ -8,7 +8,7 @@ mod saved;
 mod vcpu;
 
 pub use account::AccountError;
-pub use config::{CounterChoice, Error, VmTimeConfig};
+pub use config::{Error, VmTimeConfig};
 pub use lost::LostTime;
 pub use vcpu::{RunningVcpu, VcpuTime};
 
@@ -44,6 +44,7 @@ pub struct VmTime {
     vm: Arc<VmFd>,
     gate: Arc<Gate<VcpuFd>>,
     frequency: Frequency,
+    counter_limits: Option<String>,
     stolen: Stolen,
     created_ns: u64,
     closed_for: Arc<ClosedFor>,
@@ -86,14 +87,11 @@ impl VmTime {
     pub fn new(vm: &Arc<VmFd>, host: &HostTime, config: VmTimeConfig) -> Result<Arc<Self>, Error> {
         config.check()?;
         let signal = config.kick_signal;
-        let counters = match config.counters {
-            CounterChoice::Auto if host.counter_offset.is_yes() => CounterScope::Both,
-            CounterChoice::Auto | CounterChoice::Registers => CounterScope::VirtualOnly,
-        };
+        let counters = config.counters.plan(host);
         let timeline = Timeline::new(Config {
             policies: config.policies,
             negative_elapsed: config.negative_elapsed,
-            counters,
+            counters: counters.scope,
             has_ecv: counter::has_ecv() == Some(true),
             ..Config::default()
         })?;
@@ -102,6 +100,7 @@ impl VmTime {
             vm: Arc::clone(vm),
             gate: Arc::new(Gate::new(signal).map_err(|source| Error::Signal { signal, source })?),
             frequency: counter::frequency().ok_or(Error::NoFrequency)?,
+            counter_limits: counters.limits,
             stolen: Stolen::new(vm, config.stolen_time.provider(host)?, &config)?,
             created_ns: clock::boottime_ns(),
             closed_for: Arc::default(),
@@ -222,6 +221,13 @@ impl VmTime {
     #[must_use]
     pub fn counters(&self) -> CounterScope {
         self.lock().timeline.config().counters
+    }
+
+    /// What the guest's counters cannot do on this host, and why, for the operator; `None` where
+    /// one offset is for all of them.
+    #[must_use]
+    pub fn counter_limits(&self) -> Option<&str> {
+        self.counter_limits.as_deref()
     }
 
     /// Whether the VM runs; not before it was started, and not while it is paused.

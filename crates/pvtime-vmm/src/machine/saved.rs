@@ -52,8 +52,14 @@ impl Machine {
         snapshot.require_frequency(frequency_hz()?)?;
         let host = Host::open(&config)?;
         let memory = guest_memory(config.memory_mib)?;
-        let Loaded { machine, time } = snapshot.load(&memory, progress)?;
-        Ok((Self::assemble(&host, config, memory, Some(&machine))?, time))
+        let Loaded {
+            machine: state,
+            time,
+        } = snapshot.load(&memory, progress)?;
+        let generation = state.generation.next()?;
+        let machine = Self::assemble(&host, config, memory, generation, Some(&state))?;
+        machine.announce_generation()?;
+        Ok((machine, time))
     }
 
     /// All but memory and time.
@@ -71,6 +77,7 @@ impl Machine {
             vcpus: vcpus.collect::<Result<_>>()?,
             gic: GicState::save(&self.gic, &self.affinities)?,
             devices: self.devices(),
+            generation: self.generation,
         })
     }
 
