@@ -104,6 +104,8 @@ impl Machine {
             counters: CounterChoice::Auto,
             stolen_time: StolenTimeChoice::Off,
             stolen_time_period: PERIOD,
+            live_physical_time: None,
+            paused_time: false,
             policies: Policies::default(),
             negative_elapsed: NegativeElapsed::Refuse,
         }
