@@ -2,7 +2,7 @@
 //! on after a host of another frequency.
 
 use crate::caller::{Vcpu, caller};
-use crate::machine::{Machine, REGION, get};
+use crate::machine::{Machine, RAM, REGION, get};
 use crate::reporter::{ENABLE, IMASK, Report, Reporter};
 use pvtime::abi::live_physical_time::LivePhysicalTime;
 use pvtime::host::ledger::Accounts;
@@ -454,7 +454,7 @@ fn l1_the_pv_frequency_is_for_life() {
     let before = Elsewhere::new(native(), hz(GHZ), true);
     let saved = before.saved([(0, u64::MAX); 2]);
     for other in [config(24_000_000), Machine::config(1)] {
-        let guest = Reporter::new(other, &[], |_| REGION);
+        let guest = Reporter::new(other, &[], |_| RAM);
         let error = guest.time.restore(&saved, Cause::Snapshot).unwrap_err();
         assert!(
             matches!(

@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::machine::{Machine, REGION, distributor, set_distributor};
+use crate::machine::{Machine, RAM, REGION, distributor, set_distributor};
 use crate::reporter::{Report, Reporter};
 use pvtime::abi::paused_time::{self, PausedTime};
 use pvtime::host::Cause;
@@ -187,7 +187,7 @@ fn s16_a_guest_that_knows_of_it_does_not_lose_it() {
     guest.take(1);
     guest.time.pause(Cause::Snapshot).unwrap();
     let saved = guest.time.save().unwrap();
-    let without = Reporter::new(Machine::config(1), &[], |_| PAUSED);
+    let without = Reporter::new(Machine::config(1), &[], |_| RAM);
     let error = without.time.restore(&saved, Cause::Snapshot).unwrap_err();
     assert!(matches!(error, Error::PausedTimeLost), "{error}");
     assert!(error.to_string().contains("--paused-time on"), "{error}");
@@ -195,7 +195,7 @@ fn s16_a_guest_that_knows_of_it_does_not_lose_it() {
 
 #[test]
 fn s15_turned_on_late_it_starts_at_0() {
-    let guest = Reporter::started(Machine::config(1), &[], |_| REGION);
+    let guest = Reporter::started(Machine::config(1), &[], |_| RAM);
     guest.take(1);
     assert_eq!(guest.time.paused_time(), None);
     assert!(guest.time.paused_time_interrupt().is_none());
