@@ -6,6 +6,7 @@ mod boot;
 mod canary;
 pub mod demo;
 mod four_vcpus;
+mod interfaces_kept;
 mod interrupted;
 mod kvm_tests;
 mod ledger;
@@ -46,6 +47,7 @@ pub const ALL: &[Scenario] = &[
     stolen_time::SCENARIO,
     stolen_time_off::SCENARIO,
     stolen_user::SCENARIO,
+    interfaces_kept::SCENARIO,
     pause_freeze::SCENARIO,
     pause_advance::SCENARIO,
     ledger::SCENARIO,
