@@ -1,4 +1,4 @@
-//! A Linux guest under `pvtime run` on a host.
+//! A guest under `pvtime run` on a host.
 
 use crate::assets::Assets;
 use crate::host::Host;
@@ -23,7 +23,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How often new reports are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// A host with the VMM, the guests' kernel and their initramfs.
+/// A host with the VMM, the guests' kernel and their initramfs, and the bare-metal guest.
 ///
 /// # Errors
 /// When a program is missing or the archive cannot be written.
@@ -39,6 +39,7 @@ pub fn host_spec(name: &'static str, assets: &Assets, logs: &Path) -> Result<Hos
         file("pvtime", assets.program("pvtime")?),
         file("Image", assets.guest_kernel.clone()),
         file("guest.cpio", initramfs),
+        file("el1", assets.bare_guest()?),
     ];
     Ok(HostSpec {
         files,
@@ -46,11 +47,22 @@ pub fn host_spec(name: &'static str, assets: &Assets, logs: &Path) -> Result<Hos
     })
 }
 
+/// What a guest boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestImage {
+    /// Linux, with the program of `guest/linux` as its init.
+    Linux,
+    /// The bare-metal guest, `guest/el1`.
+    El1,
+}
+
 /// What a guest is to be.
 #[derive(Debug, Clone)]
 pub struct GuestSpec {
     /// Name in logs, unique on its host.
     pub name: &'static str,
+    /// What is booted.
+    pub image: GuestImage,
     /// vCPUs.
     pub cpus: u32,
     /// Memory in MiB.
@@ -61,21 +73,25 @@ pub struct GuestSpec {
     pub stolen_time: &'static str,
     /// `--on-pause`.
     pub on_pause: &'static str,
+    /// More options of `pvtime run`.
+    pub vmm_options: &'static [&'static str],
     /// Words for its kernel.
     pub kernel_options: &'static str,
 }
 
 impl GuestSpec {
-    /// One idle vCPU with stolen time.
+    /// A Linux guest with one idle vCPU and stolen time.
     #[must_use]
     pub fn new(name: &'static str) -> Self {
         Self {
             name,
+            image: GuestImage::Linux,
             cpus: 1,
             memory_mib: 128,
             workload: Workload::Idle,
             stolen_time: "on",
             on_pause: "freeze",
+            vmm_options: &[],
             kernel_options: "",
         }
     }
@@ -107,19 +123,22 @@ impl Guest {
         let socket = host.file(&format!("{name}.sock"));
         let reports = host.file(&format!("{name}-reports.log"));
         let console = host.file(&format!("{name}-console.log"));
-        let argv = [
-            &pvtime,
-            "run",
-            "--kernel",
-            &host.path_of("Image")?,
-            "--initramfs",
-            &host.path_of("guest.cpio")?,
+        let mut argv = vec![pvtime.as_str(), "run"];
+        let (kernel, initramfs) = (host.path_of("Image")?, host.path_of("guest.cpio")?);
+        let el1 = host.path_of("el1")?;
+        argv.extend(match spec.image {
+            GuestImage::Linux => vec!["--kernel", &kernel, "--initramfs", &initramfs],
+            GuestImage::El1 => vec!["--kernel", &el1],
+        });
+        let (cmdline, memory) = (command_line(spec), spec.memory_mib.to_string());
+        let cpus = spec.cpus.to_string();
+        argv.extend([
             "--cmdline",
-            &command_line(spec),
+            &cmdline,
             "--memory",
-            &spec.memory_mib.to_string(),
+            &memory,
             "--cpus",
-            &spec.cpus.to_string(),
+            &cpus,
             "--stolen-time",
             spec.stolen_time,
             "--on-pause",
@@ -130,9 +149,10 @@ impl Guest {
             "stdio",
             "--api-socket",
             &socket,
-        ];
+        ]);
+        argv.extend(spec.vmm_options);
         let vmm = host.spawn(Spawn {
-            argv: argv.map(str::to_owned).into(),
+            argv: argv.into_iter().map(str::to_owned).collect(),
             stdin: true,
             stdout: Some(reports.clone()),
             stderr: Some(host.file(&format!("{name}-vmm.log"))),
@@ -194,7 +214,7 @@ impl Guest {
         self.await_answer(host, id)
     }
 
-    fn send(&mut self, host: &mut Host, action: Action) -> Result<u32> {
+    pub(crate) fn send(&mut self, host: &mut Host, action: Action) -> Result<u32> {
         self.last_id += 1;
         let id = self.last_id;
         let mut line = [0; MAX_LINE];
@@ -203,7 +223,7 @@ impl Guest {
         Ok(id)
     }
 
-    fn await_answer(&mut self, host: &mut Host, id: u32) -> Result<Body> {
+    pub(crate) fn await_answer(&mut self, host: &mut Host, id: u32) -> Result<Body> {
         let answers = move |report: &Report| report.answers == Some(id);
         match self.await_report(host, ANSWER_LIMIT, answers)?.body {
             Body::Error(error) => bail!("guest {}: {}", self.name, error.message),
@@ -384,6 +404,9 @@ impl Guest {
 fn command_line(spec: &GuestSpec) -> String {
     let workload = vec![spec.workload.to_string(); spec.cpus as usize].join(",");
     let kernel_options = spec.kernel_options;
+    if spec.image == GuestImage::El1 {
+        return format!("-- --workload {workload}");
+    }
     format!(
         "console=ttyS0 panic=-1 {kernel_options} -- --port ttyS1 --workload {workload} \
          --sample-ms 0"
@@ -406,5 +429,11 @@ mod tests {
             line.ends_with("-- --port ttyS1 --workload busy,busy,busy --sample-ms 0"),
             "{line}"
         );
+        let bare = GuestSpec {
+            image: GuestImage::El1,
+            cpus: 2,
+            ..GuestSpec::new("bare")
+        };
+        assert_eq!(command_line(&bare), "-- --workload idle,idle");
     }
 }

@@ -1,6 +1,7 @@
 //! Disrupts a virtual machine's time on real KVM and measures what its guest saw.
 
 pub mod assets;
+pub mod bare;
 pub mod channel;
 pub mod control;
 pub mod guest;
@@ -8,6 +9,7 @@ pub mod host;
 pub mod initramfs;
 pub mod interrupt;
 pub mod machine;
+pub mod plain;
 pub mod progress;
 pub mod report;
 pub mod requests;

@@ -5,6 +5,7 @@ pub mod bench;
 mod boot;
 mod canary;
 pub mod demo;
+mod el1;
 mod four_vcpus;
 mod interrupted;
 mod kvm_tests;
@@ -43,6 +44,7 @@ pub const ALL: &[Scenario] = &[
     interrupted::SCENARIO,
     kvm_tests::SCENARIO,
     bad_input::SCENARIO,
+    el1::SCENARIO,
     stolen_time::SCENARIO,
     stolen_time_off::SCENARIO,
     stolen_user::SCENARIO,
