@@ -35,6 +35,8 @@ pub const RTC: Device = Device {
 };
 /// The time interfaces.
 pub const TIME_REGION: u64 = 0x0a00_0000;
+/// Says that paused time has changed.
+pub const PAUSED_TIME_SPI: u32 = 3;
 /// Start of RAM.
 pub const RAM: u64 = 0x4000_0000;
 /// End of the address space that every KVM host gives a VM (40 bits).

@@ -20,6 +20,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{DeviceFd, Kvm, VcpuFd, VmFd};
 use pvtime::host::timeline::{NegativeElapsed, Policies};
+use pvtime::scale::Frequency;
 use pvtime_kvm::{CounterChoice, HostTime, VcpuTime, VmTime, VmTimeConfig};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vm_superio::rtc_pl031::NoEvents;
@@ -35,7 +36,8 @@ use crate::event::Event;
 use crate::fdt;
 use crate::kvm;
 use crate::layout::{
-    CONSOLE, Device, GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, MAX_VCPUS, RAM, RTC, SERIAL, TIME_REGION,
+    CONSOLE, Device, GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, MAX_VCPUS, PAUSED_TIME_SPI, RAM, RTC,
+    SERIAL, TIME_REGION,
 };
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
@@ -48,6 +50,10 @@ pub struct MachineConfig {
     pub cpus: u64,
     /// How its time is kept.
     pub time: TimeArgs,
+    /// The PV frequency, if it has live physical time.
+    pub live_physical_time: Option<Frequency>,
+    /// Whether its guest is told of its pauses.
+    pub paused_time: bool,
     /// Where the console's output goes.
     pub console: Box<dyn Write + Send>,
     /// Where the second port's output goes.
@@ -127,6 +133,10 @@ impl Machine {
             .map(|(vcpu, _)| affinity(vcpu))
             .collect::<Result<_>>()?;
         let gic = create_gic(&vm)?;
+        if let Some(interrupt) = time.paused_time_interrupt() {
+            vm.register_irqfd(interrupt, PAUSED_TIME_SPI)
+                .context("cannot connect the interrupt of paused time")?;
+        }
         let devices = match state {
             Some(state) => {
                 saved::restore_vcpus(&vcpus, &state.vcpus, &vcpu_init)?;
@@ -166,6 +176,7 @@ impl Machine {
             memory_mib,
             affinities: &self.affinities,
             reserved: &self.time.reserved_memory(),
+            paused_time: self.time.paused_time().map(|it| it.address),
             seed,
         })?;
         let entry = boot.load(&self.memory, &tree)?;
@@ -216,6 +227,8 @@ fn time_config(config: &MachineConfig) -> Result<VmTimeConfig> {
         counters: CounterChoice::Auto,
         stolen_time: config.time.stolen_time.into(),
         stolen_time_period: Duration::from_millis(config.time.stolen_time_period),
+        live_physical_time: config.live_physical_time,
+        paused_time: config.paused_time,
         policies: Policies {
             pause: config.time.on_pause.into(),
             restore: config.time.on_restore.into(),

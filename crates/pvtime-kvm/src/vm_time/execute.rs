@@ -23,8 +23,13 @@ impl VmTime {
                 hold_until(count);
                 Ok(())
             }
-            Action::PublishLivePhysicalTime(_) | Action::PublishPausedTime { .. } => {
-                unreachable!("the timeline was made without these interfaces")
+            Action::PublishLivePhysicalTime(value) => {
+                self.interfaces.publish_live(&value);
+                Ok(())
+            }
+            Action::PublishPausedTime { value, notify } => {
+                self.interfaces.publish_paused(&value, notify);
+                Ok(())
             }
         }
     }

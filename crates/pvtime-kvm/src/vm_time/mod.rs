@@ -3,16 +3,19 @@
 mod account;
 mod config;
 mod execute;
+mod interfaces;
 mod lost;
 mod saved;
 mod vcpu;
 
 pub use account::AccountError;
 pub use config::{CounterChoice, Error, VmTimeConfig};
+pub use interfaces::{LivePhysicalTimeSample, PausedTimeSample};
 pub use lost::LostTime;
 pub use vcpu::{RunningVcpu, VcpuTime};
 
 use account::VcpuAccount;
+use interfaces::Interfaces;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +23,8 @@ use std::time::Duration;
 use kvm_ioctls::{VcpuFd, VmFd};
 use pvtime::host::Cause;
 use pvtime::host::ledger::Accounts;
-use pvtime::host::timeline::{Adjustment, Config, CounterScope, Event, Timeline};
+use pvtime::host::live::LiveState;
+use pvtime::host::timeline::{Adjustment, Config, CounterScope, Event, HostSample, Timeline};
 use pvtime::host::timers::Asked;
 use pvtime::scale::Frequency;
 use rustix::thread::Pid;
@@ -28,7 +32,7 @@ use serde::Serialize;
 
 use crate::gate::Gate;
 use crate::record::{Record, Records};
-use crate::stolen_time::{Stolen, StolenTimeSample};
+use crate::stolen_time::{self, Stolen, StolenTimeSample};
 use crate::thread_stat::{self, HaltTime, run_delay_ns, run_ns};
 use crate::{HostTime, ReservedMemory, StolenTimeProvider, clock, counter};
 
@@ -45,6 +49,7 @@ pub struct VmTime {
     gate: Arc<Gate<VcpuFd>>,
     frequency: Frequency,
     stolen: Stolen,
+    interfaces: Interfaces,
     created_ns: u64,
     closed_for: Arc<ClosedFor>,
     state: Mutex<State>,
@@ -82,9 +87,12 @@ impl VmTime {
     /// # Errors
     ///
     /// [`Error::Vcpus`], [`Error::Unaligned`], [`Error::NoFrequency`], [`Error::StolenTime`],
-    /// [`Error::Signal`], [`Error::Region`], [`Error::Filter`], [`Error::Publisher`].
+    /// [`Error::Unavailable`], [`Error::PvFrequency`], [`Error::Timeline`] for live physical time
+    /// with a policy that advances, [`Error::Signal`], [`Error::Region`], [`Error::Filter`],
+    /// [`Error::Publisher`], [`Error::Interrupt`].
     pub fn new(vm: &Arc<VmFd>, host: &HostTime, config: VmTimeConfig) -> Result<Arc<Self>, Error> {
-        config.check()?;
+        let frequency = counter::frequency().ok_or(Error::NoFrequency)?;
+        config.check(host, frequency)?;
         let signal = config.kick_signal;
         let counters = match config.counters {
             CounterChoice::Auto if host.counter_offset.is_yes() => CounterScope::Both,
@@ -94,15 +102,21 @@ impl VmTime {
             policies: config.policies,
             negative_elapsed: config.negative_elapsed,
             counters,
+            live_physical_time: config.live_physical_time,
+            paused_time: config.paused_time,
             has_ecv: counter::has_ecv() == Some(true),
             ..Config::default()
         })?;
         let vcpus = (0..config.vcpus).map(|_| Vcpu::New).collect();
+        let stolen = Stolen::new(vm, config.stolen_time.provider(host)?, &config)?;
+        let interfaces = Interfaces::new(vm, &config)?;
+        interfaces.forward_calls(vm, stolen.provider())?;
         Ok(Arc::new(Self {
             vm: Arc::clone(vm),
             gate: Arc::new(Gate::new(signal).map_err(|source| Error::Signal { signal, source })?),
-            frequency: counter::frequency().ok_or(Error::NoFrequency)?,
-            stolen: Stolen::new(vm, config.stolen_time.provider(host)?, &config)?,
+            frequency,
+            stolen,
+            interfaces,
             created_ns: clock::boottime_ns(),
             closed_for: Arc::default(),
             state: Mutex::new(State {
@@ -120,7 +134,8 @@ impl VmTime {
     /// # Errors
     ///
     /// [`Error::NoSuchVcpu`], [`Error::AttachedTwice`], [`Error::Attach`], [`Error::Hide`],
-    /// [`Error::Accounts`].
+    /// [`Error::Accounts`], [`Error::Timeline`] for live physical time on a vCPU that can be a
+    /// hypervisor.
     pub fn attach(self: &Arc<Self>, vcpu: &VcpuFd, index: usize) -> Result<VcpuTime, Error> {
         let mut state = self.lock();
         let vcpus = state.vcpus.len();
@@ -131,8 +146,12 @@ impl VmTime {
         if !matches!(known, Vcpu::New) {
             return Err(Error::AttachedTwice { index });
         }
+        self.check_not_nested(vcpu)?;
         let halt = HaltTime::of(vcpu).map_err(|source| Error::Accounts { index, source })?;
         *known = Vcpu::Attached(halt);
+        if self.has_no_calls() {
+            stolen_time::hide(vcpu).map_err(|source| Error::Hide { index, source })?;
+        }
         self.stolen.attach(vcpu, index)?;
         Ok(VcpuTime::new(self, index))
     }
@@ -221,6 +240,17 @@ impl VmTime {
         self.lock().timeline.config().counters
     }
 
+    /// Whether the VM could go on at a host whose counter runs at `host`; to be asked before
+    /// anything is moved.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeline`], with both frequencies and the way out.
+    pub fn admits(&self, host: Frequency) -> Result<(), Error> {
+        let timeline = self.heard(&self.lock(), clock::sample(self.frequency))?;
+        Ok(timeline.admits(host)?)
+    }
+
     /// Whether the VM runs; not before it was started, and not while it is paused.
     #[must_use]
     pub fn is_running(&self) -> bool {
@@ -230,10 +260,11 @@ impl VmTime {
     /// What to reserve in the device tree.
     #[must_use]
     pub fn reserved_memory(&self) -> Vec<ReservedMemory> {
-        self.stolen
-            .structures()
-            .iter()
+        let stolen = self.stolen.structures();
+        stolen
             .map(|it| it.block().reserved("stolen-time"))
+            .into_iter()
+            .chain(self.interfaces.reserved())
             .collect()
     }
 
@@ -321,7 +352,7 @@ impl VmTime {
     /// Steps the timeline and carries out what that leads to.
     fn step(&self, state: &mut State, event: Event<'_>) -> Result<Option<Adjustment>, Error> {
         let now = clock::sample(self.frequency);
-        let step = state.timeline.step(now, event)?;
+        let step = self.heard(state, now)?.step(now, event)?;
         for action in step.actions.iter() {
             self.carry_out(state, action)?;
         }
@@ -332,6 +363,16 @@ impl VmTime {
             self.records.push(Record::new(&adjustment, now.wall_ns));
         }
         Ok(step.adjustment)
+    }
+
+    /// The timeline with what the guest's calls have said since the last step.
+    fn heard(&self, state: &State, now: HostSample) -> Result<Timeline, Error> {
+        let timeline = state.timeline;
+        let knows = timeline.live().is_none_or(LiveState::is_found);
+        if knows || !self.interfaces.is_live_found() {
+            return Ok(timeline);
+        }
+        Ok(timeline.step(now, Event::LivePhysicalTimeFound)?.timeline)
     }
 
     /// Returns when every vCPU has a thread that waits at the gate, which was not opened yet.

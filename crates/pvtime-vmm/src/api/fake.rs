@@ -11,7 +11,10 @@ use pvtime_kvm::record::{GapRecord, ReadingRecord, Record, Records};
 use time_figure::Sample;
 
 use super::Vm;
-use super::answers::{Accounts, Ledger, PausedByCause, StolenTime, Time, VcpuTime, VmState};
+use super::answers::{
+    Accounts, Ledger, LivePhysicalTime, PausedByCause, PausedTime, StolenTime, Time, VcpuTime,
+    VmState,
+};
 
 /// A VM that has one vCPU, records what is done to it, and does nothing.
 #[derive(Clone, Default)]
@@ -111,6 +114,16 @@ impl Vm for FakeVm {
         Ok(Time {
             counter_frequency_hz: Some(25_000_000),
             stolen_time: "kernel".into(),
+            live_physical_time: Some(LivePhysicalTime {
+                address: 0xa01_0000,
+                frequency_hz: 1_000_000_000,
+                claimed: true,
+            }),
+            paused_time: Some(PausedTime {
+                address: 0xa02_0000,
+                events: 3,
+                paused_ns: 500_000_000,
+            }),
             elapsed_ns: 2_000_000_000,
             paused_ns: 500_000_000,
             vcpus: vec![VcpuTime {
