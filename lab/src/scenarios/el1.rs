@@ -1,8 +1,8 @@
 //! The bare-metal guest on four vCPUs: its own tests, its counters and its timers over a frozen
 //! pause, and the same file on a plain machine.
 
-use super::pauses::backwards_steps;
-use crate::bare::{Bare, OnHost, TIMERS, Tests};
+use super::bare_checks::{arm_all, at_least, check_spins, check_tests, check_timers, count};
+use crate::bare::{Bare, OnHost, Tests};
 use crate::control::Adjustment;
 use crate::guest::{Guest, GuestImage, GuestSpec, host_spec};
 use crate::host::Host;
@@ -12,8 +12,8 @@ use crate::report::{Check, Limit};
 use crate::scenario::{Scenario, Stage, Step, no_checks};
 use anyhow::{Context, Result};
 use guest_protocol::Workload;
-use guest_protocol::report::{Interfaces, Outcome, Spin, TimerState};
-use guest_protocol::request::{ArmTimer, Fill};
+use guest_protocol::report::{Interfaces, Spin, TimerState};
+use guest_protocol::request::Fill;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -26,9 +26,6 @@ pub const SCENARIO: Scenario = Scenario {
 
 const VCPUS: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// A timer that is this late by its own clock is lost: the emulator may not run for so long.
-const PATIENCE_S: u64 = 2;
 
 #[derive(Default)]
 struct Scene {
@@ -121,17 +118,7 @@ fn pause(scene: &mut Scene, _: &mut Stage) -> Result<()> {
     asked.give_work(2, Workload::Spin)?;
     asked.give_work(3, Workload::Spin)?;
     asked.spun()?;
-    for (number, delay_us) in (0_u32..).zip(DELAYS_US) {
-        for (which, timer) in (0_u32..).zip(TIMERS) {
-            asked.arm(ArmTimer {
-                cpu: (number + which) % VCPUS,
-                timer,
-                live: false,
-                delay_us,
-                masked: delay_us.is_some_and(i64::is_negative),
-            })?;
-        }
-    }
+    arm_all(&mut asked, VCPUS, false, &DELAYS_US)?;
     let stop = guest.pause(host)?;
     sleep(PAUSE)?;
     let resume = guest.resume(host)?;
@@ -185,37 +172,6 @@ fn cpus(online: u32, machine: &str) -> Check {
     Check::new("smp", online.into(), limit, "CPUs").with_detail(machine)
 }
 
-fn check_spins(spins: &[Spin], least_cpus: usize, machine: &str) -> Vec<Check> {
-    let reads = spins.iter().map(|spin| spin.reads).sum::<u64>();
-    let spinning = spins.iter().filter(|spin| spin.reads > 0).count();
-    vec![
-        count("backwards_steps", backwards_steps(spins), "steps")
-            .with_detail(format!("{machine}, {reads} reads")),
-        at_least("spinning_cpus", spinning, least_cpus, "CPUs").with_detail(machine),
-    ]
-}
-
-fn check_tests(tests: &Tests, least: usize, machine: &str) -> Vec<Check> {
-    let failed = tests.count(Outcome::Failed) as u64;
-    let absent = tests.list(Outcome::Absent);
-    vec![
-        count("tests_failed", failed, "tests").with_detail(tests.list(Outcome::Failed)),
-        at_least("tests_passed", tests.count(Outcome::Passed), least, "tests")
-            .with_detail(format!("{machine}; not there: {absent}")),
-    ]
-}
-
-/// A count that has to be 0.
-#[expect(clippy::cast_precision_loss, reason = "0, or it fails")]
-fn count(name: &'static str, measured: u64, unit: &'static str) -> Check {
-    Check::new(name, measured as f64, Limit::Equals(0.0), unit)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts of a few")]
-fn at_least(name: &'static str, measured: usize, least: usize, unit: &'static str) -> Check {
-    Check::new(name, measured as f64, Limit::AtLeast(least as f64), unit)
-}
-
 impl Scene {
     fn check_stolen_time(&self) -> Check {
         let found = self.interfaces.iter().flat_map(|it| it.stolen_time.iter());
@@ -234,7 +190,7 @@ impl Scene {
     }
 
     fn check_pause(&self) -> Vec<Check> {
-        let mut checks = check_spins(&self.spins, 2, "pvtime, over the pause");
+        let mut checks = check_spins("backwards_steps", &self.spins, 2, "pvtime, over the pause");
         let shown = self.pause.as_ref().map_or(u64::MAX, |(stop, resume)| {
             resume.after.guest.wrapping_sub(stop.after.guest)
         });
@@ -244,7 +200,8 @@ impl Scene {
             self.reads_within(),
             "CPUs",
         ));
-        checks.extend(check_timers(&self.timers));
+        // Two deadlines before or within the pause, on both timers.
+        checks.extend(check_timers(&self.timers, 4, "on the counter"));
         checks.push(
             count("damaged_pages", self.damaged, "pages")
                 .with_detail(format!("of 2048, after {} changes", self.changes)),
@@ -272,30 +229,10 @@ impl Scene {
     }
 }
 
-fn check_timers(timers: &[TimerState]) -> Vec<Check> {
-    let lost = timers
-        .iter()
-        .filter(|it| it.is_lost(PATIENCE_S * it.frequency_hz));
-    let wrong: Vec<_> = timers.iter().filter(|timer| timer.is_wrong()).collect();
-    let fired = timers.iter().filter(|timer| timer.interrupts > 0).count();
-    let late_us = timers.iter().filter_map(|timer| {
-        let late = u128::from(timer.late_ticks()?) * 1_000_000;
-        Some(late / u128::from(timer.frequency_hz.max(1)))
-    });
-    let latest = late_us.max().unwrap_or(0);
-    vec![
-        count("early", wrong.len() as u64, "timers").with_detail(format!("{wrong:?}")),
-        count("lost", lost.count() as u64, "timers"),
-        // Two deadlines before or within the pause, on both timers.
-        at_least("fired", fired, 4, "timers")
-            .with_detail(format!("of {}; at most {latest} us late", timers.len())),
-    ]
-}
-
 impl Plain {
     fn checks(&self) -> Vec<Check> {
         let mut checks = vec![cpus(self.cpus_online, "plain QEMU")];
-        checks.extend(check_spins(&self.spins, 3, "plain QEMU"));
+        checks.extend(check_spins("backwards_steps", &self.spins, 3, "plain QEMU"));
         checks.extend(check_tests(&self.tests, 8, "plain QEMU"));
         checks
     }

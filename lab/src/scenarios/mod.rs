@@ -1,6 +1,7 @@
 //! The scenarios that there are.
 
 mod bad_input;
+mod bare_checks;
 pub mod bench;
 mod boot;
 mod canary;
@@ -10,6 +11,7 @@ mod four_vcpus;
 mod interrupted;
 mod kvm_tests;
 mod ledger;
+mod lpt;
 mod pause_advance;
 mod pause_freeze;
 mod pauses;
@@ -45,6 +47,7 @@ pub const ALL: &[Scenario] = &[
     kvm_tests::SCENARIO,
     bad_input::SCENARIO,
     el1::SCENARIO,
+    lpt::SCENARIO,
     stolen_time::SCENARIO,
     stolen_time_off::SCENARIO,
     stolen_user::SCENARIO,
