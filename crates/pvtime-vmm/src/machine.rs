@@ -28,6 +28,7 @@ use vm_superio::{Rtc, SerialState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::SIGRTMIN;
 
+use crate::aborts;
 use crate::boot::Boot;
 use crate::bus::Bus;
 use crate::cli::TimeArgs;
@@ -125,6 +126,7 @@ impl Machine {
         let vm = host.kvm.create_vm();
         let vm = Arc::new(vm.context("cannot create a virtual machine")?);
         set_memory_slot(&vm, &memory)?;
+        aborts::hand_over(&vm)?;
         let time = VmTime::new(&vm, &host.time, time_config(&config)?)?;
         let vcpu_init = vcpu_init(&vm)?;
         let vcpus = create_vcpus(&vm, config.cpus, vcpu_init, &time)?;

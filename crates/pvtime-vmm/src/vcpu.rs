@@ -10,6 +10,7 @@ use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EV
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use pvtime_kvm::{RunningVcpu, VcpuTime, VmTime};
 
+use crate::aborts;
 use crate::bus::Bus;
 use crate::event::Event;
 
@@ -133,6 +134,11 @@ impl Runner {
             VcpuExit::Hypercall(_) => {
                 if let Err(error) = self.time.hypercall(&self.vcpu) {
                     return stop(GuestStop::Failed(error.into()));
+                }
+            }
+            VcpuExit::Unsupported(aborts::EXIT) => {
+                if let Err(error) = aborts::inject(&self.vcpu) {
+                    return stop(GuestStop::Failed(error));
                 }
             }
             VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => {

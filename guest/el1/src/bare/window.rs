@@ -2,6 +2,7 @@
 //! shareable, which the map of devices around it is not.
 #![expect(unsafe_code, reason = "a page table decides what an address means")]
 
+use core::arch::asm;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +10,8 @@ use guest_protocol::heapless::Vec;
 use pvtime::seqlock::{MappedWords, Word};
 use spin::Mutex;
 
-use super::registers;
+use super::interfaces::number;
+use super::{registers, vectors};
 
 /// Where the window begins: the upper range has 25 bits.
 const BASE: u64 = 0xffff_ffff_fe00_0000;
@@ -55,14 +57,59 @@ fn address_of(table: &'static Table) -> u64 {
 /// # Errors
 /// [`WindowFull`].
 pub fn map<W: Word>(address: u64, size_bytes: usize) -> Result<MappedWords<W>, WindowFull> {
-    let page = address / PAGE_BYTES * PAGE_BYTES;
-    let place = place_of(page).ok_or(WindowFull { address })?;
-    let mapped = BASE + place as u64 * PAGE_BYTES + address % PAGE_BYTES;
-    let base = NonNull::new(mapped as *mut u8).ok_or(WindowFull { address })?;
+    let base = mapped(address)?;
     // SAFETY: the page is mapped readable and writable for as long as the program runs. It belongs
     // to the hypervisor, and this program reaches it through such values alone: each structure is
     // mapped with one width of words. Structures are aligned to their size.
     Ok(unsafe { MappedWords::new(base, size_bytes) })
+}
+
+fn mapped(address: u64) -> Result<NonNull<u8>, WindowFull> {
+    let page = address / PAGE_BYTES * PAGE_BYTES;
+    let place = place_of(page).ok_or(WindowFull { address })?;
+    let mapped = BASE + place as u64 * PAGE_BYTES + address % PAGE_BYTES;
+    NonNull::new(mapped as *mut u8).ok_or(WindowFull { address })
+}
+
+/// Stores whose syndrome does not say what was stored, so that a hypervisor cannot emulate them.
+type HardStore = unsafe fn(*mut u64);
+const HARD_STORES: [HardStore; 3] = [store_pair, store_and_step, zero_block];
+
+/// Writes over a structure with such stores, and returns how many of them faulted, of how many.
+///
+/// # Errors
+/// [`WindowFull`].
+pub fn scribble_hard(address: u64) -> Result<(u32, u32), WindowFull> {
+    let base = mapped(address)?.cast().as_ptr();
+    let mut faults = 0;
+    for store in HARD_STORES {
+        // SAFETY: the structure is mapped, and 64 bytes long and aligned. It belongs to the
+        // hypervisor, and its readers know that anything may stand there.
+        let fault = vectors::catch(|| unsafe { store(base) });
+        faults += u32::from(fault.is_some());
+    }
+    Ok((faults, number(HARD_STORES.len())))
+}
+
+/// # Safety
+/// Sixteen bytes at the address are mapped.
+unsafe fn store_pair(base: *mut u64) {
+    // SAFETY: by the contract.
+    unsafe { asm!("stp {0}, {0}, [{0}]", in(reg) base, options(nostack)) }
+}
+
+/// # Safety
+/// As [`store_pair`].
+unsafe fn store_and_step(base: *mut u64) {
+    // SAFETY: by the contract; the register that is stepped is given up.
+    unsafe { asm!("str {1}, [{0}], #8", inout(reg) base => _, in(reg) u64::MAX, options(nostack)) }
+}
+
+/// # Safety
+/// The block that the address is in, 64 bytes on the CPUs that this runs on, is mapped.
+unsafe fn zero_block(base: *mut u64) {
+    // SAFETY: by the contract.
+    unsafe { asm!("dc zva, {0}", in(reg) base, options(nostack)) }
 }
 
 fn place_of(page: u64) -> Option<usize> {
