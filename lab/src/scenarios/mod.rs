@@ -8,6 +8,7 @@ mod canary;
 pub mod demo;
 mod el1;
 mod four_vcpus;
+mod interfaces_kept;
 mod interrupted;
 mod kvm_tests;
 mod ledger;
@@ -51,6 +52,7 @@ pub const ALL: &[Scenario] = &[
     stolen_time::SCENARIO,
     stolen_time_off::SCENARIO,
     stolen_user::SCENARIO,
+    interfaces_kept::SCENARIO,
     pause_freeze::SCENARIO,
     pause_advance::SCENARIO,
     ledger::SCENARIO,
