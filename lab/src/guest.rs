@@ -118,14 +118,9 @@ impl Guest {
     /// # Errors
     /// When the host refuses.
     pub fn start(spec: &GuestSpec, host: &mut Host) -> Result<Self> {
-        let name = spec.name;
-        let pvtime = host.path_of("pvtime")?;
-        let socket = host.file(&format!("{name}.sock"));
-        let reports = host.file(&format!("{name}-reports.log"));
-        let console = host.file(&format!("{name}-console.log"));
-        let mut argv = vec![pvtime.as_str(), "run"];
         let (kernel, initramfs) = (host.path_of("Image")?, host.path_of("guest.cpio")?);
         let el1 = host.path_of("el1")?;
+        let mut argv = vec!["run"];
         argv.extend(match spec.image {
             GuestImage::Linux => vec!["--kernel", &kernel, "--initramfs", &initramfs],
             GuestImage::El1 => vec!["--kernel", &el1],
@@ -143,6 +138,28 @@ impl Guest {
             spec.stolen_time,
             "--on-pause",
             spec.on_pause,
+        ]);
+        argv.extend(spec.vmm_options);
+        Self::launch(spec.name, spec.workload != Workload::Idle, &argv, host)
+    }
+
+    /// Has a guest go on that was saved in a folder on this host. Its program does not introduce
+    /// itself again.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn restore(name: &'static str, folder: &str, host: &mut Host) -> Result<Self> {
+        Self::launch(name, true, &["restore", folder], host)
+    }
+
+    fn launch(name: &'static str, is_busy: bool, words: &[&str], host: &mut Host) -> Result<Self> {
+        let pvtime = host.path_of("pvtime")?;
+        let socket = host.file(&format!("{name}.sock"));
+        let reports = host.file(&format!("{name}-reports.log"));
+        let console = host.file(&format!("{name}-console.log"));
+        let mut argv = vec![pvtime.as_str()];
+        argv.extend(words);
+        argv.extend([
             "--console",
             &console,
             "--serial",
@@ -150,7 +167,6 @@ impl Guest {
             "--api-socket",
             &socket,
         ]);
-        argv.extend(spec.vmm_options);
         let vmm = host.spawn(Spawn {
             argv: argv.into_iter().map(str::to_owned).collect(),
             stdin: true,
@@ -163,7 +179,7 @@ impl Guest {
         }
         Ok(Self {
             name,
-            is_busy: spec.workload != Workload::Idle,
+            is_busy,
             vmm,
             pvtime,
             socket,

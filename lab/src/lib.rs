@@ -2,6 +2,7 @@
 
 pub mod assets;
 pub mod bare;
+pub mod carry;
 pub mod channel;
 pub mod control;
 pub mod guest;

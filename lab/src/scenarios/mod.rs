@@ -13,6 +13,7 @@ mod interrupted;
 mod kvm_tests;
 mod ledger;
 mod lpt;
+mod lpt_chain;
 mod pause_advance;
 mod pause_freeze;
 mod pauses;
@@ -32,6 +33,10 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
         "pause-freeze",
         "forty pauses of three seconds, and gaps that only a quiet machine keeps",
     ),
+    (
+        "lpt-chain",
+        "ten hosts, one after the other, and timers of a minute",
+    ),
     ("watchdog", "two guests that are paused for a minute each"),
 ];
 
@@ -49,6 +54,7 @@ pub const ALL: &[Scenario] = &[
     bad_input::SCENARIO,
     el1::SCENARIO,
     lpt::SCENARIO,
+    lpt_chain::SCENARIO,
     stolen_time::SCENARIO,
     stolen_time_off::SCENARIO,
     stolen_user::SCENARIO,
