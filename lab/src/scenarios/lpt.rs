@@ -211,7 +211,7 @@ impl Seen {
             })
         });
         let largest = gaps.fold(0.0, f64::max);
-        Check::new("lpt_gap_ms", largest, Limit::AtMost(500.0), "ms")
+        Check::new("lpt_gap_ms", largest, Limit::AtMost(1000.0), "ms")
             .with_detail(format!("{}, over a pause of {PAUSE:?}", self.case.name))
     }
 

@@ -16,8 +16,9 @@ use crate::machine::HostSpec;
 use crate::report::{Check, Limit};
 use crate::scenario::{Scenario, Stage, Step};
 use anyhow::{Context, Result};
-use guest_protocol::Workload;
-use guest_protocol::report::{Clocks, Spin, TimerState};
+use guest_protocol::report::{Clocks, Interfaces, Memory, Spin, TimerState};
+use guest_protocol::request::Fill;
+use guest_protocol::{Action, Workload};
 use std::time::Duration;
 
 pub const SCENARIO: Scenario = Scenario {
@@ -71,6 +72,16 @@ const DELAYS_US: [[Option<i64>; 4]; 2] = [
     [Some(60_000_000), None, Some(2_000_000), Some(5_000)],
 ];
 
+/// Events a second that the guest asks its counter for: a bit of each host's counter is near.
+const EVENTS_HZ: u32 = 50_000;
+
+/// Memory that changes all the way.
+const FILL: Fill = Fill {
+    seed: 1,
+    mib: 4,
+    changes_per_s: 200,
+};
+
 /// After a hop, until the timer of 2 s is due or lost.
 const AFTER_HOP: Duration = Duration::from_secs(5);
 /// After the last, until that of 60 s is.
@@ -82,6 +93,11 @@ struct Journey {
     hops: Vec<Hop>,
     spins: Vec<Spin>,
     timers: Vec<TimerState>,
+    /// What the guest found on each new host.
+    found: Vec<Interfaces>,
+    memory: Vec<Memory>,
+    /// What the emulators waited for CPUs of this machine.
+    held_up: Duration,
     /// For how long the VM ran between two readings on each host, by its live physical time and by
     /// the wall clocks of its hosts.
     ran_live_ns: f64,
@@ -153,6 +169,9 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case) -> Resu
     let mut guest = Guest::start(&spec, &mut host)?;
     guest.await_hello(&mut host)?;
     let mut asked = bare(&mut guest, &mut host);
+    asked.ask_all(Action::SetEventStream { rate_hz: EVENTS_HZ })?;
+    asked.fill(FILL)?;
+    asked.give_work(1, Workload::Change)?;
     asked.give_work(2, Workload::SpinLive)?;
     asked.give_work(3, Workload::SpinLive)?;
     // A guest's counter begins at 0, and so does its live physical time.
@@ -182,6 +201,7 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case) -> Resu
         let folder = host.file(name);
         guest.ctl(&mut host, &["snapshot", &folder])?;
         let folder = carry(name, &mut host, &mut next)?;
+        journey.held_up += host.held_up()?;
         host.power_off()?;
         host = next;
         guest = Guest::restore(name, &folder, &mut host)?;
@@ -198,6 +218,8 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case) -> Resu
         sleep(if is_last { AFTER_LAST } else { AFTER_HOP })?;
         let mut asked = bare(&mut guest, &mut host);
         journey.timers.extend(asked.timers()?);
+        journey.found.push(asked.interfaces()?);
+        journey.memory.push(asked.verify()?);
         journey.spins.extend(asked.spun()?);
     }
     let latest = bare(&mut guest, &mut host).clocks()?;
@@ -209,6 +231,7 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case) -> Resu
         .extend(guest.adjustments(&mut host)?);
     guest.resume(&mut host)?;
     guest.power_off(&mut host)?;
+    journey.held_up += host.held_up()?;
     host.power_off()
 }
 
@@ -274,6 +297,8 @@ impl Journey {
         checks.extend(self.hops.iter().map(|hop| hop.check(case.pv_hz, name)));
         checks.extend(check_spins("lpt_backwards_steps", &self.spins, 2, name));
         checks.push(self.check_rate(name));
+        checks.extend(self.check_events(name));
+        checks.push(self.check_memory(name));
         checks.extend(self.check_timers(name));
         checks
     }
@@ -282,6 +307,48 @@ impl Journey {
         let ppm = (self.ran_live_ns - self.ran_wall_ns).abs() / self.ran_wall_ns * 1e6;
         let detail = format!("{name}, over {:.1} s", self.ran_wall_ns / 1e9);
         Check::new("rate_error_ppm", ppm, Limit::AtMost(50.0), "ppm").with_detail(detail)
+    }
+
+    /// Every host's frequency was noticed, and the event stream is as near to what was asked for as
+    /// a bit of the counter can be: within the square root of 2.
+    fn check_events(&self, name: &str) -> [Check; 2] {
+        let noticed = self.found.last().and_then(|found| found.live_time);
+        let changes = noticed.map_or(0, |live| live.changes as usize);
+        let rates: Vec<_> = self
+            .found
+            .iter()
+            .map(|found| {
+                let stream = found.event_stream.as_ref();
+                stream.map_or(f64::NAN, |stream| f64::from(stream.rate_hz))
+            })
+            .collect();
+        let apart = |rate: &f64| (rate / f64::from(EVENTS_HZ)).max(f64::from(EVENTS_HZ) / rate);
+        // What is not a number is worse than all.
+        let worst = rates
+            .iter()
+            .map(apart)
+            .max_by(f64::total_cmp)
+            .unwrap_or(f64::NAN);
+        let factor = Limit::AtMost(std::f64::consts::SQRT_2 + 1e-3);
+        [
+            at_least(
+                "frequency_changes_noticed",
+                changes,
+                HOSTS.len() - 1,
+                "changes",
+            )
+            .with_detail(name),
+            Check::new("event_rate_factor", worst, factor, "")
+                .with_detail(format!("{name}: {rates:.0?} of {EVENTS_HZ} Hz")),
+        ]
+    }
+
+    fn check_memory(&self, name: &str) -> Check {
+        let damaged = self.memory.iter().map(|memory| memory.damaged).sum();
+        let changes = self.memory.last().map_or(0, |memory| memory.changes);
+        let looks = self.memory.len();
+        count("damaged_pages", damaged, "pages")
+            .with_detail(format!("{name}: {looks} looks, {changes} changes"))
     }
 
     fn check_timers(&self, name: &str) -> Vec<Check> {
@@ -297,8 +364,9 @@ impl Journey {
         // Two after each hop on both timers, and the last ones of 60 s.
         let least = 4 * (HOSTS.len() - 1) + 2;
         let detail = format!(
-            "{name}, of {} that fired; at most {worst:.0} us",
-            late.len()
+            "{name}, of {} that fired; at most {worst:.0} us; the emulators waited {:.1} s for CPUs",
+            late.len(),
+            self.held_up.as_secs_f64()
         );
         vec![
             count("early", wrong.len() as u64, "timers").with_detail(format!("{name}: {wrong:?}")),

@@ -35,7 +35,8 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     ),
     (
         "lpt-chain",
-        "ten hosts, one after the other, and timers of a minute",
+        "ten hosts, one after the other, timers of a minute, and delays that only a quiet machine \
+         keeps",
     ),
     ("watchdog", "two guests that are paused for a minute each"),
 ];

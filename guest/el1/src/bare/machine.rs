@@ -119,24 +119,28 @@ pub fn machine() -> Option<&'static Machine> {
     MACHINE.get()
 }
 
+/// The tree at an address.
+///
+/// # Errors
+/// [`MachineError::NoTree`].
+pub fn tree(address: u64) -> Result<Fdt<'static>, MachineError> {
+    let no_tree = MachineError::NoTree { address };
+    let place = usize::try_from(address).map_err(|_| no_tree)?;
+    if !(1 << 30..2 << 30).contains(&place) || !place.is_multiple_of(8) {
+        return Err(no_tree);
+    }
+    // SAFETY: the boot protocol has the address of a device tree in x0; it lies in RAM, which is
+    // mapped, and nothing writes there.
+    let tree = unsafe { Fdt::from_ptr(ptr::with_exposed_provenance(place)) };
+    tree.map_err(|_| no_tree)
+}
+
 impl Machine {
-    /// Reads the tree at an address.
+    /// What the tree says, `port` being the one to talk on.
     ///
     /// # Errors
     /// [`MachineError`] names what is missing.
-    pub fn parse(address: u64) -> Result<Self, MachineError> {
-        let no_tree = MachineError::NoTree { address };
-        let place = usize::try_from(address).map_err(|_| no_tree)?;
-        if !(1 << 30..2 << 30).contains(&place) || !place.is_multiple_of(8) {
-            return Err(no_tree);
-        }
-        // SAFETY: the boot protocol has the address of a device tree in x0; it lies in RAM, which is
-        // mapped, and nothing writes there.
-        let tree = unsafe { Fdt::from_ptr(ptr::with_exposed_provenance(place)) };
-        Self::of_tree(&tree.map_err(|_| no_tree)?, place)
-    }
-
-    fn of_tree(tree: &Fdt<'_>, address: usize) -> Result<Self, MachineError> {
+    pub fn parse(tree: &Fdt<'_>, address: u64, port: PortPlace) -> Result<Self, MachineError> {
         let lacks = |what| MachineError::Lacks { what };
         let gic = tree.find_compatible(&["arm,gic-v3"]);
         let mut gic = gic.and_then(FdtNode::reg).ok_or(lacks("GICv3"))?;
@@ -157,7 +161,7 @@ impl Machine {
             // The binding's order: secure physical, physical, virtual, hypervisor.
             physical_timer: private(1).ok_or(lacks("physical timer"))?,
             virtual_timer: private(2).ok_or(lacks("virtual timer"))?,
-            port: port(tree).ok_or(lacks("serial port"))?,
+            port,
             paused_time: paused_time(tree),
         })
     }
@@ -181,7 +185,8 @@ fn cpus(tree: &Fdt<'_>) -> Result<Vec<u64, MAX_BARE_CPUS>, MachineError> {
 }
 
 /// RAM up to its end, or up to the device tree or the initramfs, and no more than is mapped.
-fn memory_end(tree: &Fdt<'_>, tree_address: usize) -> Option<usize> {
+fn memory_end(tree: &Fdt<'_>, tree_address: u64) -> Option<usize> {
+    let tree_address = usize::try_from(tree_address).ok()?;
     let region = tree.memory().regions().next()?;
     let start = region.starting_address as usize;
     let end = start.checked_add(region.size?)?.min(2 << 30);
@@ -190,8 +195,17 @@ fn memory_end(tree: &Fdt<'_>, tree_address: usize) -> Option<usize> {
     Some(end.min(tree_address).min(initramfs.unwrap_or(end)))
 }
 
+/// The port to talk on.
+///
+/// # Errors
+/// [`MachineError::Lacks`].
+pub fn port(tree: &Fdt<'_>) -> Result<PortPlace, MachineError> {
+    let what = "serial port";
+    find_port(tree).ok_or(MachineError::Lacks { what })
+}
+
 /// The second port where there are two: the first is a console for people.
-fn port(tree: &Fdt<'_>) -> Option<PortPlace> {
+fn find_port(tree: &Fdt<'_>) -> Option<PortPlace> {
     let mut ports: Vec<PortPlace, 8> = Vec::new();
     for node in tree.all_nodes() {
         let is = |name| {

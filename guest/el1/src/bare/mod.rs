@@ -60,8 +60,11 @@ fn main(device_tree: u64, _: u64, _: u64, _: u64) -> ! {
 
 /// Everything that is done once, before the first report.
 fn set_up(device_tree: u64) -> Result<(), StartError> {
-    let machine = Machine::parse(device_tree)?;
-    port::open(&machine.port);
+    let tree = machine::tree(device_tree)?;
+    // The port first: what is wrong with the rest can then be reported.
+    let place = machine::port(&tree)?;
+    port::open(&place);
+    let machine = Machine::parse(&tree, device_tree, place)?;
     let options = Options::parse(&machine.command_line)?;
     memory::set_end(machine.memory_end);
     gic::set_up(&machine)?;
