@@ -14,3 +14,4 @@ pub mod requests;
 pub mod scenario;
 pub mod scenarios;
 pub mod status;
+pub mod vmm;
