@@ -2,7 +2,6 @@
 
 pub mod assets;
 pub mod bare;
-pub mod carry;
 pub mod channel;
 pub mod control;
 pub mod guest;
@@ -17,3 +16,4 @@ pub mod requests;
 pub mod scenario;
 pub mod scenarios;
 pub mod status;
+pub mod vmm;

@@ -25,8 +25,6 @@ pub mod state;
 mod table;
 
 #[cfg(target_arch = "aarch64")]
-mod aborts;
-#[cfg(target_arch = "aarch64")]
 mod input;
 #[cfg(target_arch = "aarch64")]
 pub mod machine;

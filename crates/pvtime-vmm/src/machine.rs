@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use kvm_bindings::{
-    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_DEV_ARM_VGIC_CTRL_INIT,
-    KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS,
-    KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
-    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_userspace_memory_region, kvm_vcpu_init,
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_CAP_ARM_NISV_TO_USER,
+    KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
+    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST,
+    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_enable_cap,
+    kvm_userspace_memory_region, kvm_vcpu_init,
 };
 use kvm_ioctls::{DeviceFd, Kvm, VcpuFd, VmFd};
 use pvtime::host::timeline::{NegativeElapsed, Policies};
@@ -28,7 +29,6 @@ use vm_superio::{Rtc, SerialState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::SIGRTMIN;
 
-use crate::aborts;
 use crate::boot::Boot;
 use crate::bus::Bus;
 use crate::cli::TimeArgs;
@@ -125,8 +125,8 @@ impl Machine {
     ) -> Result<Self> {
         let vm = host.kvm.create_vm();
         let vm = Arc::new(vm.context("cannot create a virtual machine")?);
+        take_undecodable_accesses(&vm)?;
         set_memory_slot(&vm, &memory)?;
-        aborts::hand_over(&vm)?;
         let time = VmTime::new(&vm, &host.time, time_config(&config)?)?;
         let vcpu_init = vcpu_init(&vm)?;
         let vcpus = create_vcpus(&vm, config.cpus, vcpu_init, &time)?;
@@ -218,6 +218,17 @@ impl Host {
         }
         Ok(Self { kvm, time })
     }
+}
+
+/// Has accesses to what is no memory handed over where KVM cannot decode the instruction (Linux 5.5);
+/// else they end the VM.
+fn take_undecodable_accesses(vm: &VmFd) -> Result<()> {
+    let capability = kvm_enable_cap {
+        cap: KVM_CAP_ARM_NISV_TO_USER,
+        ..kvm_enable_cap::default()
+    };
+    vm.enable_cap(&capability)
+        .context("this host's KVM has no KVM_CAP_ARM_NISV_TO_USER; a newer kernel is needed")
 }
 
 fn time_config(config: &MachineConfig) -> Result<VmTimeConfig> {

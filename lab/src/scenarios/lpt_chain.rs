@@ -7,7 +7,6 @@
 use super::bare_checks::{PATIENCE_S, arm_all, at_least, check_spins, count, late_us};
 use super::pauses::median;
 use crate::bare::{Bare, OnHost};
-use crate::carry::carry;
 use crate::control::Adjustment;
 use crate::guest::{Guest, GuestImage, GuestSpec, host_spec};
 use crate::host::Host;
@@ -15,6 +14,7 @@ use crate::interrupt::sleep;
 use crate::machine::HostSpec;
 use crate::report::{Check, Limit};
 use crate::scenario::{Scenario, Stage, Step};
+use crate::vmm::Snapshot;
 use anyhow::{Context, Result};
 use guest_protocol::report::{Clocks, Interfaces, Memory, Spin, TimerState};
 use guest_protocol::request::Fill;
@@ -200,7 +200,7 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case) -> Resu
             .extend(guest.adjustments(&mut host)?);
         let folder = host.file(name);
         guest.ctl(&mut host, &["snapshot", &folder])?;
-        let folder = carry(name, &mut host, &mut next)?;
+        let folder = Snapshot::take(&mut host, &folder)?.put(&mut next, name)?;
         journey.held_up += host.held_up()?;
         host.power_off()?;
         host = next;

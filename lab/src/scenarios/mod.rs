@@ -17,6 +17,7 @@ mod lpt_chain;
 mod pause_advance;
 mod pause_freeze;
 mod pauses;
+mod restore_frequencies;
 mod stolen_time;
 mod stolen_time_off;
 mod stolen_user;
@@ -60,6 +61,7 @@ pub const ALL: &[Scenario] = &[
     stolen_time_off::SCENARIO,
     stolen_user::SCENARIO,
     interfaces_kept::SCENARIO,
+    restore_frequencies::SCENARIO,
     pause_freeze::SCENARIO,
     pause_advance::SCENARIO,
     ledger::SCENARIO,

@@ -31,7 +31,7 @@ use rustix::thread::Pid;
 use serde::Serialize;
 
 use crate::gate::Gate;
-use crate::record::{Record, Records};
+use crate::record::{Record, Records, TimersRecord};
 use crate::stolen_time::{self, Stolen, StolenTimeSample};
 use crate::thread_stat::{self, HaltTime, run_delay_ns, run_ns};
 use crate::{HostTime, ReservedMemory, StolenTimeProvider, clock, counter};
@@ -61,6 +61,8 @@ struct State {
     timeline: Timeline,
     stops: Stops,
     vcpus: Vec<Vcpu>,
+    /// What the step under way did to the timers.
+    translated: Option<TimersRecord>,
 }
 
 /// How far a vCPU has come.
@@ -123,6 +125,7 @@ impl VmTime {
                 timeline,
                 stops: Stops::default(),
                 vcpus,
+                translated: None,
             }),
             records: Records::default(),
         }))
@@ -353,6 +356,7 @@ impl VmTime {
     fn step(&self, state: &mut State, event: Event<'_>) -> Result<Option<Adjustment>, Error> {
         let now = clock::sample(self.frequency);
         let step = self.heard(state, now)?.step(now, event)?;
+        state.translated = None;
         for action in step.actions.iter() {
             self.carry_out(state, action)?;
         }
@@ -360,7 +364,10 @@ impl VmTime {
         let is_stopped = state.timeline.stop_cause().is_some();
         state.stops.enter(is_stopped, now.boottime_ns);
         if let Some(adjustment) = step.adjustment {
-            self.records.push(Record::new(&adjustment, now.wall_ns));
+            self.records.push(Record {
+                timers: state.translated,
+                ..Record::new(&adjustment, now.wall_ns)
+            });
         }
         Ok(step.adjustment)
     }

@@ -1,6 +1,8 @@
 //! Live physical time against real KVM: what a guest's calls return, what it reads, and how it goes
 //! on after a host of another frequency.
 
+use std::time::Duration;
+
 use crate::caller::{Vcpu, caller};
 use crate::machine::{Machine, RAM, REGION, get};
 use crate::reporter::{ENABLE, IMASK, Report, Reporter};
@@ -281,12 +283,16 @@ impl Elsewhere {
     }
 
     fn saved(&self, timers: [(u64, u64); 2]) -> Vec<u8> {
+        self.saved_with(timers, 0)
+    }
+
+    fn saved_with(&self, timers: [(u64, u64); 2], event_control: u64) -> Vec<u8> {
         let [virtual_timer, physical_timer] = timers.map(|(control, compare_value)| Timer {
             control: TimerControl(u32::try_from(control).unwrap()),
             compare_value: CompareValue(compare_value),
         });
         let vcpu = SavedVcpu {
-            timers: VcpuTimers::new(virtual_timer, physical_timer, 0),
+            timers: VcpuTimers::new(virtual_timer, physical_timer, event_control),
             stolen: None,
             accounts: Accounts::default(),
         };
@@ -318,11 +324,7 @@ fn l2_l3_pv_time_goes_on_from_a_host_of_another_frequency() {
         let to_here = LivePhysicalTime::between(native(), before.pv).unwrap();
         let pv_before = before.mapping().to_pv.apply(before.vm.count.0).unwrap();
 
-        let record = guest
-            .time
-            .records()
-            .after(1, std::time::Duration::ZERO)
-            .remove(0);
+        let record = guest.time.records().after(1, Duration::ZERO).remove(0);
         assert_eq!(record.event, "resume");
         let (count, live) = (record.after.guest, record.live.unwrap());
         assert_eq!(live.pv_before, pv_before);
@@ -403,6 +405,36 @@ fn l4_l5_timers_fire_when_pv_time_says() {
             assert!(waited > 0, "it was pending when the guest went on");
         }
     }
+}
+
+#[test]
+fn l13_what_of_the_timers_is_lost_is_told() {
+    // A stream on bit 15, the last without FEAT_ECV, of a counter four times slower: bit 17.
+    const EVENTS_AT_BIT_15: u64 = 1 << 2 | 15 << 4;
+    const CNTKCTL_EL1: u64 = 0x6030_0000_0013_c708;
+    let has_bit_17 = counter::has_ecv() == Some(true);
+    let before = Elsewhere::new(hz(native().hz() / 4), hz(GHZ), true);
+    // Masked, and so far away that the emulator's own timer must not be set to it.
+    let saved = before.saved_with([(0, 1 << 63), (0, u64::MAX)], EVENTS_AT_BIT_15);
+    let guest = Reporter::new(config(GHZ), &[], address);
+    guest.time.restore(&saved, Cause::Migration).unwrap();
+    guest.time.resume().unwrap();
+    let resumed = guest.time.records().after(1, Duration::ZERO).remove(0);
+    let timers = resumed.timers.unwrap();
+    let lost_bits = if has_bit_17 { 0 } else { 2 };
+    assert_eq!(
+        (timers.unreachable, timers.lost_stream_bits),
+        (0, lost_bits)
+    );
+    guest.take(1);
+    guest.time.pause(Cause::Operator).unwrap();
+    let control = guest.time.on_each_vcpu(|_, vcpu| get(vcpu, CNTKCTL_EL1));
+    let control = control.unwrap().remove(0);
+    assert!(has_bit_17 || control == EVENTS_AT_BIT_15, "{control:#x}");
+    assert_eq!(
+        guest.time.records().after(2, Duration::ZERO)[0].timers,
+        None
+    );
 }
 
 #[test]

@@ -93,6 +93,7 @@ pub fn record(event: &str) -> Record {
         before: reading,
         after: reading,
         live: None,
+        timers: None,
     }
 }
 
