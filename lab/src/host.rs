@@ -127,6 +127,12 @@ impl Host {
         self.machine.pid()
     }
 
+    /// Whether QEMU emulates it, so that its clocks are its own.
+    #[must_use]
+    pub fn is_emulated(&self) -> bool {
+        self.machine.is_emulated()
+    }
+
     /// What QEMU's threads have waited for a CPU of this machine so far; nothing for a local host.
     ///
     /// # Errors
@@ -153,7 +159,9 @@ impl Host {
 
     /// Copies a file of this run to the logs when the host ends, however it ends.
     pub fn keep_log(&mut self, name: &str) {
-        self.kept.push(name.to_owned());
+        if !self.kept.iter().any(|kept| kept == name) {
+            self.kept.push(name.to_owned());
+        }
     }
 
     fn save_logs(&mut self) -> Result<()> {

@@ -4,6 +4,7 @@ pub mod adjustments;
 pub mod assets;
 pub mod bare;
 pub mod channel;
+pub mod clocks;
 pub mod control;
 pub mod figures;
 pub mod guest;

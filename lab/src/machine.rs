@@ -156,12 +156,18 @@ impl Machine {
         self.process.id()
     }
 
+    /// Whether QEMU emulates it.
+    #[must_use]
+    pub fn is_emulated(&self) -> bool {
+        self.archive.is_some()
+    }
+
     /// What the threads of an emulator have waited for a CPU of this machine so far.
     ///
     /// # Errors
     /// When it has ended.
     pub fn held_up(&self) -> Result<Duration> {
-        if self.archive.is_none() {
+        if !self.is_emulated() {
             return Ok(Duration::ZERO);
         }
         let mut total_ns = 0;

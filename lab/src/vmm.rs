@@ -142,6 +142,15 @@ impl Snapshot {
         Ok(Self(files.into_iter().collect::<Result<_>>()?))
     }
 
+    /// Removes what was saved in a folder of a host.
+    ///
+    /// # Errors
+    /// When a file of it is missing.
+    pub fn remove(host: &mut Host, folder: &str) -> Result<()> {
+        let mut files = SNAPSHOT.iter();
+        files.try_for_each(|file| host.remove_file(&format!("{folder}/{file}")))
+    }
+
     /// Writes it into a folder of a host and returns its path.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! socket to the lab. Either way the end of the channel ends everything that it started.
 
 mod children;
+mod clocks;
 mod files;
 mod init;
 mod processes;

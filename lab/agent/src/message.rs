@@ -97,6 +97,15 @@ pub enum Request {
         /// CPU numbers.
         cpus: Vec<usize>,
     },
+    /// Read the clocks: [`Clocks`].
+    Clocks,
+    /// Step the wall clock and state the bound of its error, as a time daemon does: `()`.
+    StepClock {
+        /// By this much, in ns.
+        by_ns: i64,
+        /// Bound on what its error is then, in us.
+        error_us: u32,
+    },
     /// Kill all and end: an emulated host powers off. `()`.
     PowerOff,
 }
@@ -105,6 +114,15 @@ pub enum Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ChildId(pub u32);
+
+/// Clocks of a host at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clocks {
+    /// `CNTVCT_EL0`; `None` on machines that are not arm64.
+    pub counter: Option<u64>,
+    /// `CLOCK_REALTIME`, in ns.
+    pub realtime_ns: u64,
+}
 
 /// Facts of a host that do not change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

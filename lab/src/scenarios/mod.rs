@@ -16,11 +16,15 @@ mod kvm_tests;
 mod ledger;
 mod lpt;
 mod lpt_chain;
+mod moves;
 mod own_figure;
 mod pause_advance;
 mod pause_freeze;
 mod pauses;
 mod restore_frequencies;
+mod snapshot_advance;
+mod snapshot_freeze;
+mod snapshot_killed;
 mod stolen_time;
 mod stolen_time_off;
 mod stolen_user;
@@ -41,6 +45,15 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
         "lpt-chain",
         "ten hosts, one after the other, timers of a minute, and delays that only a quiet machine \
          keeps",
+    ),
+    (
+        "snapshot-freeze",
+        "two hosts minutes apart in uptime, and gaps that only a quiet machine keeps",
+    ),
+    ("snapshot-advance", "two hosts minutes apart in uptime"),
+    (
+        "snapshot-killed",
+        "fifty kills, each with a VMM to kill and one or two to look at what is left",
     ),
     ("watchdog", "two guests that are paused for a minute each"),
 ];
@@ -67,6 +80,9 @@ pub const ALL: &[Scenario] = &[
     restore_frequencies::SCENARIO,
     pause_freeze::SCENARIO,
     pause_advance::SCENARIO,
+    snapshot_freeze::SCENARIO,
+    snapshot_advance::SCENARIO,
+    snapshot_killed::SCENARIO,
     ledger::SCENARIO,
     watchdog::SCENARIO,
     timers_survive::SCENARIO,

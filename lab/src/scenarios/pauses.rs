@@ -9,21 +9,22 @@ use crate::report::{Check, Limit};
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
 use guest_protocol::report::{Sample, Spin};
+use std::borrow::Borrow;
 use std::time::{Duration, Instant};
 
 /// One pause, and what was asked just before and just after it.
 pub struct Pause {
     /// This long the lab kept the guest paused, and at most that long the pause can have been.
-    kept: (Duration, Duration),
+    pub(super) kept: (Duration, Duration),
     pub stop: Adjustment,
     pub resume: Adjustment,
-    before: Status,
-    after: Status,
+    pub(super) before: Status,
+    pub(super) after: Status,
     /// What the emulator waited for CPUs from just before the pause to just after it.
     pub held_up: Duration,
     /// From before the pause to after it.
     pub spins: Vec<Spin>,
-    samples: (Sample, Sample),
+    pub(super) samples: (Sample, Sample),
 }
 
 impl Pause {
@@ -73,7 +74,7 @@ impl Pause {
 
     /// The step of a vCPU over the pause. Where it is not among the largest, it was no larger than
     /// the smallest of those.
-    fn step_ticks(&self, spin: &Spin) -> u64 {
+    pub(super) fn step_ticks(&self, spin: &Spin) -> u64 {
         let over = spin.gap_over(self.stop.after.guest);
         over.or(spin.largest_gaps.last().copied())
             .map_or(u64::MAX, |gap| gap.ticks)
@@ -139,6 +140,9 @@ impl Pause {
         };
         let gap_ns = resume.gap.as_ref().map_or(-1, |gap| gap.ns);
         let (least, most) = self.kept;
+        let error_ns = resume.gap.as_ref().and_then(|gap| gap.error_ns);
+        let error = Duration::from_nanos(error_ns.unwrap_or(0));
+        let (least, most) = (least.saturating_sub(error), most + error);
         let kept_ns = least.as_nanos().cast_signed()..=most.as_nanos().cast_signed();
         claim(
             kept_ns.contains(&gap_ns),
@@ -154,7 +158,6 @@ impl Pause {
             format!("{:?} ticks shown, not {shown}", resume.shown_ticks),
         );
         let passed_ns = i128::from(resume.hidden_ns) + i128::from(self.ns(shown));
-        let error_ns = resume.gap.as_ref().and_then(|gap| gap.error_ns);
         claim(
             passed_ns.abs_diff(gap_ns) <= u128::from(error_ns.unwrap_or(0)) + 1,
             format!("hidden and shown are {passed_ns} ns, and the gap {gap_ns}"),
@@ -187,7 +190,7 @@ impl Pause {
             .with_context(|| format!("no figures of vCPU {vcpu}, or such that shrank"))
     }
 
-    fn ns(&self, ticks: u64) -> u64 {
+    pub(super) fn ns(&self, ticks: u64) -> u64 {
         let hz = u128::from(self.resume.after.frequency_hz);
         u64::try_from(u128::from(ticks) * 1_000_000_000 / hz).unwrap_or(u64::MAX)
     }
@@ -213,12 +216,20 @@ pub fn median(mut figures: Vec<f64>) -> f64 {
 }
 
 /// No counter went backwards, and every record agrees with the others and the guest.
-pub fn check_agreement(pauses: &[Pause], backwards: u64, guest: &str) -> Vec<Check> {
-    let contradictions: Vec<_> = pauses.iter().flat_map(Pause::contradictions).collect();
+pub fn check_agreement(
+    pauses: impl IntoIterator<Item: Borrow<Pause>>,
+    backwards: u64,
+    guest: &str,
+) -> Vec<Check> {
+    let of_each: Vec<_> = pauses
+        .into_iter()
+        .map(|pause| pause.borrow().contradictions())
+        .collect();
+    let contradictions: Vec<_> = of_each.iter().flatten().collect();
     let count = |figure: usize| u32::try_from(figure).map_or(f64::INFINITY, f64::from);
     let none = Limit::Equals(0.0);
     let backwards = count(usize::try_from(backwards).unwrap_or(usize::MAX));
-    let mut detail = format!("{guest}, {} pauses", pauses.len());
+    let mut detail = format!("{guest}, {} pauses", of_each.len());
     if let Some(first) = contradictions.first() {
         detail = format!("{detail}; {first}");
     }

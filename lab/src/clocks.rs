@@ -1,0 +1,134 @@
+//! Hosts' clocks against this machine's.
+
+use crate::host::{CALL_LIMIT, Host};
+use anyhow::{Context, Result, bail};
+use lab_agent::message::{Clocks, Request};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How often clocks are read, to have a reading that took little.
+const TRIES: usize = 20;
+
+/// A host's clocks, read between two moments of this machine.
+#[derive(Debug, Clone, Copy)]
+pub struct ClockSight {
+    asked: Instant,
+    answered: Instant,
+    clocks: Clocks,
+    frequency_hz: u64,
+}
+
+impl Host {
+    /// Reads its clocks: the reading of several that took the least time.
+    ///
+    /// # Errors
+    /// When the host does not answer, or has no counter.
+    pub fn clocks(&mut self) -> Result<ClockSight> {
+        let frequency_hz = self.facts().counter_frequency_hz;
+        let frequency_hz = frequency_hz.context("the host has no counter")?;
+        let mut best: Option<ClockSight> = None;
+        for _ in 0..TRIES {
+            let asked = Instant::now();
+            let clocks = self.call(&Request::Clocks, &[], CALL_LIMIT)?;
+            let sight = ClockSight {
+                asked,
+                answered: Instant::now(),
+                clocks,
+                frequency_hz,
+            };
+            if best.is_none_or(|best| sight.error() < best.error()) {
+                best = Some(sight);
+            }
+        }
+        best.context("no clocks were read")
+    }
+
+    /// Sets its wall clock by this machine's, and has it state how well.
+    ///
+    /// # Errors
+    /// When it is no emulated host: the clock of this machine is not the lab's to set.
+    pub fn set_clock(&mut self) -> Result<()> {
+        if !self.is_emulated() {
+            bail!("the clock of this machine is not to be set; use --host qemu");
+        }
+        let sight = self.clocks()?;
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let due = wall - now.duration_since(sight.middle());
+        let due_ns = due.duration_since(UNIX_EPOCH)?.as_nanos().cast_signed();
+        let by_ns = i64::try_from(due_ns - i128::from(sight.clocks.realtime_ns))?;
+        let error_us = u32::try_from(sight.error().as_micros())? + 1;
+        let request = Request::StepClock { by_ns, error_us };
+        self.call(&request, &[], CALL_LIMIT)
+    }
+}
+
+impl ClockSight {
+    /// Bound on how far its clocks are from [`Self::middle`].
+    #[must_use]
+    pub fn error(&self) -> Duration {
+        (self.answered - self.asked) / 2
+    }
+
+    /// When they were read, as near as it is known.
+    #[must_use]
+    pub fn middle(&self) -> Instant {
+        self.asked + self.error()
+    }
+
+    /// From the start of the host's counter until then, in ns.
+    #[must_use]
+    pub fn uptime_ns(&self) -> i128 {
+        self.ns(self.clocks.counter.unwrap_or(0).into())
+    }
+
+    /// By how much longer this host's counter runs than another's, in ns.
+    #[must_use]
+    pub fn up_longer_than_ns(&self, other: &Self) -> i128 {
+        self.uptime_ns() - other.uptime_ns() - self.later_ns(other)
+    }
+
+    /// From a count of another host's counter to one of this, in ns of this machine, within the sum
+    /// of both errors.
+    #[must_use]
+    pub fn since_ns(&self, count: u64, other: &Self, other_count: u64) -> i128 {
+        let beyond = |sight: &Self, count: u64| sight.ns(count.into()) - sight.uptime_ns();
+        self.later_ns(other) + beyond(self, count) - beyond(other, other_count)
+    }
+
+    fn later_ns(&self, other: &Self) -> i128 {
+        let since = self.middle().saturating_duration_since(other.middle());
+        let until = other.middle().saturating_duration_since(self.middle());
+        since.as_nanos().cast_signed() - until.as_nanos().cast_signed()
+    }
+
+    fn ns(&self, ticks: i128) -> i128 {
+        ticks * 1_000_000_000 / i128::from(self.frequency_hz.max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sight(start: Instant, at_ms: u64, counter: u64) -> ClockSight {
+        ClockSight {
+            asked: start + Duration::from_millis(at_ms - 1),
+            answered: start + Duration::from_millis(at_ms + 1),
+            clocks: Clocks {
+                counter: Some(counter),
+                realtime_ns: 0,
+            },
+            frequency_hz: 1000,
+        }
+    }
+
+    #[test]
+    fn counts_of_two_hosts_are_moments_of_one_machine() {
+        let start = Instant::now();
+        let (old, new) = (sight(start, 100, 90_000), sight(start, 400, 5_000));
+        assert_eq!(old.error(), Duration::from_millis(1));
+        assert_eq!(old.up_longer_than_ns(&new), 85_300_000_000);
+        assert_eq!(new.up_longer_than_ns(&old), -85_300_000_000);
+        // 50 ms before the first sight, 20 ms after the second.
+        assert_eq!(new.since_ns(5_020, &old, 89_950), 370_000_000);
+    }
+}

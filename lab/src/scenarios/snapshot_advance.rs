@@ -1,0 +1,76 @@
+//! A guest that advances over a snapshot sees the time that passed, on a host whose counter is minutes
+//! away.
+
+use super::moves::{Hosts, Journey};
+use crate::scenario::{Scenario, Stage, Step, no_checks};
+use anyhow::Result;
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "snapshot-advance",
+    about: "a guest from a snapshot, advancing, sees what passed, on hosts minutes apart in uptime",
+    must_fail: None,
+    play,
+};
+
+#[derive(Default)]
+struct Scene {
+    hosts: Hosts,
+    one: Journey,
+    four: Journey,
+}
+
+fn play(stage: &mut Stage) -> Result<()> {
+    stage.play(
+        Scene::default(),
+        &[
+            Step {
+                name: "boot a host and two guests, and save and restore them there",
+                act: |scene, stage| {
+                    scene.hosts = Hosts::boot(stage)?;
+                    let Scene { hosts, one, four } = scene;
+                    *one = Journey::start("one", 1, "advance", hosts)?;
+                    *four = Journey::start("four", 4, "advance", hosts)?;
+                    one.go(0, "one-0", hosts, stage)?;
+                    four.go(0, "four-0", hosts, stage)
+                },
+                checks: no_checks,
+            },
+            Step {
+                name: "boot a second host when the first has run for minutes",
+                act: |scene, stage| scene.hosts.add_younger(stage),
+                checks: no_checks,
+            },
+            Step {
+                name: "take a guest with one vCPU to and fro",
+                act: |scene, stage| {
+                    let names = ["one-1", "one-2", "one-3"];
+                    let Scene { hosts, one, .. } = scene;
+                    one.go_to_and_fro(&names, hosts, stage)?;
+                    one.end(hosts, stage)
+                },
+                checks: |scene| checks(&scene.one),
+            },
+            Step {
+                name: "take a guest with four vCPUs to and fro",
+                act: |scene, stage| {
+                    let names = ["four-1", "four-2"];
+                    let Scene { hosts, four, .. } = scene;
+                    four.go_to_and_fro(&names, hosts, stage)?;
+                    four.end(hosts, stage)
+                },
+                checks: |scene| checks(&scene.four),
+            },
+            Step {
+                name: "power the hosts off",
+                act: |scene, _| scene.hosts.power_off(),
+                checks: no_checks,
+            },
+        ],
+    )
+}
+
+fn checks(journey: &Journey) -> Vec<crate::report::Check> {
+    let mut checks = journey.advance_checks();
+    checks.extend(journey.checks());
+    checks
+}
