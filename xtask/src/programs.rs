@@ -50,7 +50,7 @@ pub fn build_for_hosts(workspace: &Workspace) -> Result<()> {
 }
 
 /// Tests that need KVM, and the crates that have them and examples. Everywhere else these are empty.
-const KVM_TESTS: [&str; 2] = ["--test=kvm", "--test=machine_state"];
+const KVM_TESTS: [&str; 3] = ["--test=kvm", "--test=machine_state", "--test=hostile_guest"];
 const FOR_KVM: [&str; 2] = ["--package=pvtime-kvm", "--package=pvtime-vmm"];
 
 /// What the names of their programs begin with.

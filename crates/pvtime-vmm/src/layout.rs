@@ -44,6 +44,8 @@ pub const GENERATION: Device = Device {
 };
 /// What a host or a guest with 64 KiB pages can map without touching anything else.
 pub const GENERATION_BYTES: u64 = 0x1_0000;
+/// Says that paused time has changed.
+pub const PAUSED_TIME_SPI: u32 = 3;
 /// Start of RAM.
 pub const RAM: u64 = 0x4000_0000;
 /// End of the address space that every KVM host gives a VM (40 bits).

@@ -14,13 +14,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2,
-    KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
-    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_MEM_READONLY, KVM_VGIC_V3_ADDR_TYPE_DIST,
-    KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
-    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_userspace_memory_region, kvm_vcpu_init,
+    KVM_CAP_ARM_NISV_TO_USER, KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR,
+    KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_MEM_READONLY,
+    KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_enable_cap, kvm_userspace_memory_region,
+    kvm_vcpu_init,
 };
 use kvm_ioctls::{DeviceFd, Kvm, VcpuFd, VmFd};
 use pvtime::host::timeline::{NegativeElapsed, Policies};
+use pvtime::scale::Frequency;
 use pvtime_kvm::{CounterChoice, HostTime, VcpuTime, VmTime, VmTimeConfig};
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -38,7 +40,7 @@ use crate::event::Event;
 use crate::generation::Generation;
 use crate::layout::{
     CONSOLE, Device, GENERATION, GENERATION_BYTES, GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, MAX_VCPUS,
-    RAM, RTC, SERIAL, TIME_REGION,
+    PAUSED_TIME_SPI, RAM, RTC, SERIAL, TIME_REGION,
 };
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
@@ -52,6 +54,10 @@ pub struct MachineConfig {
     pub cpus: u64,
     /// How its time is kept.
     pub time: TimeArgs,
+    /// The PV frequency, if it has live physical time.
+    pub live_physical_time: Option<Frequency>,
+    /// Whether its guest is told of its pauses.
+    pub paused_time: bool,
     /// Where the console's output goes.
     pub console: Box<dyn Write + Send>,
     /// Where the second port's output goes.
@@ -131,6 +137,7 @@ impl Machine {
     ) -> Result<Self> {
         let vm = host.kvm.create_vm();
         let vm = Arc::new(vm.context("cannot create a virtual machine")?);
+        take_undecodable_accesses(&vm)?;
         set_memory_slot(&vm, RAM_SLOT, &memory, 0)?;
         let generation_page = generation_page(generation)?;
         set_memory_slot(&vm, GENERATION_SLOT, &generation_page, KVM_MEM_READONLY)?;
@@ -142,6 +149,10 @@ impl Machine {
             .map(|(vcpu, _)| affinity(vcpu))
             .collect::<Result<_>>()?;
         let gic = create_gic(&vm)?;
+        if let Some(interrupt) = time.paused_time_interrupt() {
+            vm.register_irqfd(interrupt, PAUSED_TIME_SPI)
+                .context("cannot connect the interrupt of paused time")?;
+        }
         let devices = match state {
             Some(state) => {
                 saved::restore_vcpus(&vcpus, &state.vcpus, &vcpu_init)?;
@@ -191,6 +202,7 @@ impl Machine {
             memory_mib,
             affinities: &self.affinities,
             reserved: &self.time.reserved_memory(),
+            paused_time: self.time.paused_time().map(|it| it.address),
             seed: entropy::bytes()?,
         })?;
         let entry = boot.load(&self.memory, &tree)?;
@@ -232,6 +244,17 @@ impl Host {
     }
 }
 
+/// Has accesses to what is no memory handed over where KVM cannot decode the instruction (Linux 5.5);
+/// else they end the VM.
+fn take_undecodable_accesses(vm: &VmFd) -> Result<()> {
+    let capability = kvm_enable_cap {
+        cap: KVM_CAP_ARM_NISV_TO_USER,
+        ..kvm_enable_cap::default()
+    };
+    vm.enable_cap(&capability)
+        .context("this host's KVM has no KVM_CAP_ARM_NISV_TO_USER; a newer kernel is needed")
+}
+
 fn time_config(config: &MachineConfig) -> Result<VmTimeConfig> {
     Ok(VmTimeConfig {
         vcpus: usize::try_from(config.cpus)?,
@@ -241,6 +264,8 @@ fn time_config(config: &MachineConfig) -> Result<VmTimeConfig> {
         counters: CounterChoice::Auto,
         stolen_time: config.time.stolen_time.into(),
         stolen_time_period: Duration::from_millis(config.time.stolen_time_period),
+        live_physical_time: config.live_physical_time,
+        paused_time: config.paused_time,
         policies: Policies {
             pause: config.time.on_pause.into(),
             restore: config.time.on_restore.into(),

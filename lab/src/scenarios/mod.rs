@@ -8,6 +8,7 @@ pub mod demo;
 mod four_vcpus;
 mod generation;
 mod id_reader;
+mod interfaces_kept;
 mod interrupted;
 mod kvm_tests;
 mod ledger;
@@ -49,6 +50,7 @@ pub const ALL: &[Scenario] = &[
     stolen_time::SCENARIO,
     stolen_time_off::SCENARIO,
     stolen_user::SCENARIO,
+    interfaces_kept::SCENARIO,
     pause_freeze::SCENARIO,
     pause_advance::SCENARIO,
     ledger::SCENARIO,
