@@ -273,6 +273,7 @@ mod tests {
             *gap = SpinGap {
                 start: start_ms * MS,
                 ticks: ms * MS,
+                ..SpinGap::default()
             };
         }
         Sightings {

@@ -1,4 +1,4 @@
-//! A Linux guest under `pvtime run` on a host.
+//! A guest under `pvtime run` on a host.
 
 use crate::assets::Assets;
 use crate::host::Host;
@@ -24,7 +24,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How often new reports are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// A host with the VMM, the guests' kernel and their initramfs.
+/// A host with the VMM, the guests' kernel and their initramfs, and the bare-metal guest.
 ///
 /// # Errors
 /// When a program is missing or the archive cannot be written.
@@ -40,6 +40,7 @@ pub fn host_spec(name: &'static str, assets: &Assets, logs: &Path) -> Result<Hos
         file("pvtime", assets.program("pvtime")?),
         file("Image", assets.guest_kernel.clone()),
         file("guest.cpio", initramfs),
+        file("el1", assets.bare_guest()?),
     ];
     Ok(HostSpec {
         files,
@@ -47,11 +48,22 @@ pub fn host_spec(name: &'static str, assets: &Assets, logs: &Path) -> Result<Hos
     })
 }
 
+/// What a guest boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestImage {
+    /// Linux, with the program of `guest/linux` as its init.
+    Linux,
+    /// The bare-metal guest, `guest/el1`.
+    El1,
+}
+
 /// What a guest is to be.
 #[derive(Debug, Clone)]
 pub struct GuestSpec {
     /// Name in logs, unique on its host.
     pub name: &'static str,
+    /// What is booted.
+    pub image: GuestImage,
     /// vCPUs.
     pub cpus: u32,
     /// Memory in MiB.
@@ -62,21 +74,25 @@ pub struct GuestSpec {
     pub stolen_time: &'static str,
     /// `--on-pause`.
     pub on_pause: &'static str,
+    /// More options of `pvtime run`.
+    pub vmm_options: &'static [&'static str],
     /// Words for its kernel.
     pub kernel_options: &'static str,
 }
 
 impl GuestSpec {
-    /// One idle vCPU with stolen time.
+    /// A Linux guest with one idle vCPU and stolen time.
     #[must_use]
     pub fn new(name: &'static str) -> Self {
         Self {
             name,
+            image: GuestImage::Linux,
             cpus: 1,
             memory_mib: 128,
             workload: Workload::Idle,
             stolen_time: "on",
             on_pause: "freeze",
+            vmm_options: &[],
             kernel_options: "",
         }
     }
@@ -104,33 +120,44 @@ impl Guest {
     /// # Errors
     /// When the host refuses.
     pub fn start(spec: &GuestSpec, host: &mut Host) -> Result<Self> {
-        let arguments = [
-            "run",
-            "--kernel",
-            &host.path_of("Image")?,
-            "--initramfs",
-            &host.path_of("guest.cpio")?,
+        let (kernel, initramfs) = (host.path_of("Image")?, host.path_of("guest.cpio")?);
+        let el1 = host.path_of("el1")?;
+        let mut arguments = vec!["run"];
+        arguments.extend(match spec.image {
+            GuestImage::Linux => vec!["--kernel", &kernel, "--initramfs", &initramfs],
+            GuestImage::El1 => vec!["--kernel", &el1],
+        });
+        let (cmdline, memory) = (command_line(spec), spec.memory_mib.to_string());
+        let cpus = spec.cpus.to_string();
+        arguments.extend([
             "--cmdline",
-            &command_line(spec),
+            &cmdline,
             "--memory",
-            &spec.memory_mib.to_string(),
+            &memory,
             "--cpus",
-            &spec.cpus.to_string(),
+            &cpus,
             "--stolen-time",
             spec.stolen_time,
             "--on-pause",
             spec.on_pause,
-        ];
+        ]);
+        arguments.extend(spec.vmm_options);
         let is_busy = spec.workload != Workload::Idle;
         Self::spawn(spec.name, is_busy, &arguments, host)
     }
 
-    /// Starts a VMM that lets an idle guest go on from a snapshot on its host.
+    /// Has a guest go on that was saved in a folder on this host. Its program does not introduce
+    /// itself again.
     ///
     /// # Errors
     /// When the host refuses.
-    pub fn restore(name: &'static str, snapshot: &str, host: &mut Host) -> Result<Self> {
-        Self::spawn(name, false, &["restore", snapshot], host)
+    pub fn restore(
+        name: &'static str,
+        is_busy: bool,
+        snapshot: &str,
+        host: &mut Host,
+    ) -> Result<Self> {
+        Self::spawn(name, is_busy, &["restore", snapshot], host)
     }
 
     /// Starts a VMM with these arguments, and others that say where its guest is to be heard.
@@ -409,6 +436,9 @@ impl Guest {
 fn command_line(spec: &GuestSpec) -> String {
     let workload = vec![spec.workload.to_string(); spec.cpus as usize].join(",");
     let kernel_options = spec.kernel_options;
+    if spec.image == GuestImage::El1 {
+        return format!("-- --workload {workload}");
+    }
     format!(
         "console=ttyS0 panic=-1 {kernel_options} -- --port ttyS1 --workload {workload} \
          --sample-ms 0"
@@ -431,5 +461,11 @@ mod tests {
             line.ends_with("-- --port ttyS1 --workload busy,busy,busy --sample-ms 0"),
             "{line}"
         );
+        let bare = GuestSpec {
+            image: GuestImage::El1,
+            cpus: 2,
+            ..GuestSpec::new("bare")
+        };
+        assert_eq!(command_line(&bare), "-- --workload idle,idle");
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod adjustments;
 pub mod assets;
+pub mod bare;
 pub mod channel;
 pub mod control;
 pub mod figures;
@@ -10,6 +11,7 @@ pub mod host;
 pub mod initramfs;
 pub mod interrupt;
 pub mod machine;
+pub mod plain;
 pub mod progress;
 pub mod report;
 pub mod requests;
@@ -17,3 +19,4 @@ pub mod scenario;
 pub mod scenarios;
 pub mod sightings;
 pub mod status;
+pub mod vmm;

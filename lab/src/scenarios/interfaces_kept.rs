@@ -6,8 +6,9 @@ use crate::host::Host;
 use crate::report::{Check, Limit};
 use crate::requests::Finished;
 use crate::scenario::{Scenario, Stage, Step, no_checks};
-use anyhow::{Context, Result, bail};
-use lab_agent::message::{ChildId, Exit, Spawn};
+use crate::vmm::Vmm;
+use anyhow::{Context, Result};
+use lab_agent::message::Exit;
 use serde::Deserialize;
 use std::time::Duration;
 
@@ -122,7 +123,7 @@ fn save(scene: &mut Scene, _: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
     let (kernel, initramfs) = (host.path_of("Image")?, host.path_of("guest.cpio")?);
     let frequency = FREQUENCY_HZ.to_string();
-    let vmm = start(
+    let vmm = Vmm::start(
         host,
         "first",
         &[
@@ -143,23 +144,19 @@ fn save(scene: &mut Scene, _: &mut Stage) -> Result<()> {
             "on",
         ],
     )?;
-    host.wait_for_text(
-        &host.file("first.serial"),
-        "\"type\":\"sample\"",
-        BOOT_LIMIT,
-    )?;
-    let console = host.read_from(&host.file("first.console"), 0)?;
+    vmm.await_text(host, "serial", "\"type\":\"sample\"", BOOT_LIMIT)?;
+    let console = vmm.read(host, "console")?;
     let console = String::from_utf8_lossy(&console);
     let unsaid = LOGGED.iter().filter(|said| !console.contains(**said));
-    let log = host.read_from(&host.file("first.log"), 0)?;
+    let log = vmm.read(host, "log")?;
     let warned = String::from_utf8_lossy(&log).contains("a guest without a driver");
     for state in ["pause", "resume"] {
-        ctl(host, "first", &[state])?;
+        vmm.ctl(host, &[state])?;
     }
-    let status = status(host, "first")?;
+    let status: Status = vmm.status(host)?;
     let snapshot = host.file("snapshot");
-    ctl(host, "first", &["snapshot", &snapshot])?;
-    end(host, "first", vmm)?;
+    vmm.ctl(host, &["snapshot", &snapshot])?;
+    vmm.stop(host)?;
     scene.checks = vec![
         Check::new(
             "interfaces_missing_in_the_guests_log",
@@ -203,10 +200,10 @@ fn refuse(scene: &mut Scene, _: &mut Stage) -> Result<()> {
 fn restore(scene: &mut Scene, _: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
     let snapshot = host.file("snapshot");
-    let vmm = start(host, "second", &["restore", &snapshot])?;
-    host.wait_for_text(&host.file("second.serial"), "\"type\":\"sample\"", LIMIT)?;
-    let status = status(host, "second")?;
-    end(host, "second", vmm)?;
+    let vmm = Vmm::start(host, "second", &["restore", &snapshot])?;
+    vmm.await_text(host, "serial", "\"type\":\"sample\"", LIMIT)?;
+    let status: Status = vmm.status(host)?;
+    vmm.stop(host)?;
     scene.checks = vec![
         holds(
             "live_as_before",
@@ -239,52 +236,4 @@ fn told(name: &'static str, paused: Option<&Told>, events: f64) -> Check {
         Limit::Equals(events),
         "pauses",
     )
-}
-
-/// Starts a VMM whose files have this name.
-fn start(host: &mut Host, name: &str, arguments: &[&str]) -> Result<ChildId> {
-    let file = |kind: &str| host.file(&format!("{name}.{kind}"));
-    let (console, serial, socket) = (file("console"), file("serial"), file("sock"));
-    let (log, pvtime) = (file("log"), host.path_of("pvtime")?);
-    let to = [
-        "--console",
-        &console,
-        "--serial",
-        &serial,
-        "--api-socket",
-        &socket,
-    ];
-    let argv = [&[pvtime.as_str()], arguments, &to].concat();
-    let vmm = host.spawn(Spawn {
-        argv: argv.into_iter().map(str::to_owned).collect(),
-        stderr: Some(log),
-        ..Spawn::default()
-    })?;
-    for kind in ["console", "serial", "log"] {
-        host.keep_log(&format!("{name}.{kind}"));
-    }
-    Ok(vmm.child)
-}
-
-fn status(host: &mut Host, name: &str) -> Result<Status> {
-    let said = ctl(host, name, &["status", "--json"])?;
-    serde_json::from_str(&said).with_context(|| format!("cannot understand {said:?}"))
-}
-
-fn end(host: &mut Host, name: &str, vmm: ChildId) -> Result<()> {
-    ctl(host, name, &["stop"])?;
-    match host.wait(vmm, LIMIT)? {
-        Exit::Status(0) => Ok(()),
-        exit => bail!("the {name} VMM ended with {exit:?}"),
-    }
-}
-
-fn ctl(host: &mut Host, name: &str, arguments: &[&str]) -> Result<String> {
-    let (pvtime, socket) = (host.path_of("pvtime")?, host.file(&format!("{name}.sock")));
-    let argv = [&[pvtime.as_str(), "ctl", &socket], arguments].concat();
-    let finished = host.run(&argv, LIMIT)?;
-    if finished.exit != Exit::Status(0) {
-        bail!("{}: {}", arguments.join(" "), finished.stderr.trim());
-    }
-    Ok(finished.stdout)
 }
