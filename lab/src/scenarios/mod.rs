@@ -4,6 +4,7 @@ mod bad_input;
 pub mod bench;
 mod boot;
 mod canary;
+mod clock_reader;
 pub mod demo;
 mod four_vcpus;
 mod interfaces_kept;
