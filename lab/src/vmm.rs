@@ -111,9 +111,7 @@ impl Vmm {
     pub fn snapshot(&self, host: &mut Host) -> Result<Snapshot> {
         let folder = self.file(host, "snapshot");
         self.ctl(host, &["snapshot", &folder])?;
-        let files =
-            SNAPSHOT.map(|file| Ok((file, host.read_from(&format!("{folder}/{file}"), 0)?)));
-        Ok(Snapshot(files.into_iter().collect::<Result<_>>()?))
+        Snapshot::take(host, &folder)
     }
 
     /// Ends it.
@@ -134,6 +132,16 @@ impl Vmm {
 }
 
 impl Snapshot {
+    /// Takes along what was saved in a folder of a host.
+    ///
+    /// # Errors
+    /// When a file of it is missing.
+    pub fn take(host: &mut Host, folder: &str) -> Result<Self> {
+        let files =
+            SNAPSHOT.map(|file| Ok((file, host.read_from(&format!("{folder}/{file}"), 0)?)));
+        Ok(Self(files.into_iter().collect::<Result<_>>()?))
+    }
+
     /// Writes it into a folder of a host and returns its path.
     ///
     /// # Errors
