@@ -5,6 +5,7 @@ mod bare_checks;
 pub mod bench;
 mod boot;
 mod canary;
+mod clock_reader;
 pub mod demo;
 mod el1;
 mod four_vcpus;
