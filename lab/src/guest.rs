@@ -4,9 +4,10 @@ use crate::assets::Assets;
 use crate::host::Host;
 use crate::interrupt;
 use crate::machine::{HostFile, HostSpec};
+use crate::sightings::Sightings;
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
-use guest_protocol::report::{Hello, Sample, Spin};
+use guest_protocol::report::Hello;
 use guest_protocol::{Action, Body, LineBuffer, MAX_LINE, Report, Request, Workload};
 use lab_agent::message::{Exit, Spawn, Spawned};
 use std::collections::VecDeque;
@@ -110,6 +111,7 @@ pub struct Guest {
     lines: LineBuffer,
     arrived: VecDeque<Report>,
     last_id: u32,
+    pub(crate) sightings: Sightings,
 }
 
 impl Guest {
@@ -118,13 +120,15 @@ impl Guest {
     /// # Errors
     /// When the host refuses.
     pub fn start(spec: &GuestSpec, host: &mut Host) -> Result<Self> {
-        let (kernel, initramfs) = (host.path_of("Image")?, host.path_of("guest.cpio")?);
-        let el1 = host.path_of("el1")?;
-        let mut argv = vec!["run"];
-        argv.extend(match spec.image {
-            GuestImage::Linux => vec!["--kernel", &kernel, "--initramfs", &initramfs],
-            GuestImage::El1 => vec!["--kernel", &el1],
-        });
+        let (kernel, initramfs) = match spec.image {
+            GuestImage::Linux => ("Image", Some(host.path_of("guest.cpio")?)),
+            GuestImage::El1 => ("el1", None),
+        };
+        let kernel = host.path_of(kernel)?;
+        let mut argv = vec!["run", "--kernel", &kernel];
+        if let Some(initramfs) = &initramfs {
+            argv.extend(["--initramfs", initramfs]);
+        }
         let (cmdline, memory) = (command_line(spec), spec.memory_mib.to_string());
         let cpus = spec.cpus.to_string();
         argv.extend([
@@ -140,33 +144,43 @@ impl Guest {
             spec.on_pause,
         ]);
         argv.extend(spec.vmm_options);
-        Self::launch(spec.name, spec.workload != Workload::Idle, &argv, host)
+        let is_busy = spec.workload != Workload::Idle;
+        Self::spawn(spec.name, is_busy, &argv, host)
     }
 
-    /// Has a guest go on that was saved in a folder on this host. Its program does not introduce
-    /// itself again.
+    /// Starts a VMM that lets an idle guest go on from a snapshot on its host.
     ///
     /// # Errors
     /// When the host refuses.
-    pub fn restore(name: &'static str, folder: &str, host: &mut Host) -> Result<Self> {
-        Self::launch(name, true, &["restore", folder], host)
+    pub fn restore(name: &'static str, snapshot: &str, host: &mut Host) -> Result<Self> {
+        Self::spawn(name, false, &["restore", snapshot], host)
     }
 
-    fn launch(name: &'static str, is_busy: bool, words: &[&str], host: &mut Host) -> Result<Self> {
+    /// Starts a VMM with these arguments, and others that say where its guest is to be heard.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn spawn(
+        name: &'static str,
+        is_busy: bool,
+        arguments: &[&str],
+        host: &mut Host,
+    ) -> Result<Self> {
         let pvtime = host.path_of("pvtime")?;
         let socket = host.file(&format!("{name}.sock"));
         let reports = host.file(&format!("{name}-reports.log"));
         let console = host.file(&format!("{name}-console.log"));
-        let mut argv = vec![pvtime.as_str()];
-        argv.extend(words);
-        argv.extend([
+        let places = [
+            "--id",
+            name,
             "--console",
             &console,
             "--serial",
             "stdio",
             "--api-socket",
             &socket,
-        ]);
+        ];
+        let argv = [&[pvtime.as_str()], arguments, &places].concat();
         let vmm = host.spawn(Spawn {
             argv: argv.into_iter().map(str::to_owned).collect(),
             stdin: true,
@@ -188,6 +202,7 @@ impl Guest {
             lines: LineBuffer::new(),
             arrived: VecDeque::new(),
             last_id: 0,
+            sightings: Sightings::default(),
         })
     }
 
@@ -209,16 +224,19 @@ impl Guest {
         self.vmm
     }
 
-    /// Waits for the guest program's introduction.
+    /// Waits for the guest program's introduction and a first sample.
     ///
     /// # Errors
     /// When the guest does not boot; with the VMM's last line if it ended.
     pub fn await_hello(&mut self, host: &mut Host) -> Result<Hello> {
         let is_hello = |report: &Report| matches!(report.body, Body::Hello(_));
-        match self.await_report(host, BOOT_LIMIT, is_hello)?.body {
-            Body::Hello(hello) => Ok(hello),
+        let hello = match self.await_report(host, BOOT_LIMIT, is_hello)?.body {
+            Body::Hello(hello) => hello,
             other => bail!("guest {} sent {other:?} for a hello", self.name),
-        }
+        };
+        // What is done to its time later lies after this one.
+        self.sample(host)?;
+        Ok(hello)
     }
 
     /// Asks the guest program for something, and waits for the report that answers.
@@ -256,33 +274,6 @@ impl Guest {
         match done {
             Body::Done => Ok(()),
             other => bail!("guest {} sent {other:?} for a new workload", self.name),
-        }
-    }
-
-    /// What each spinning vCPU saw since it was asked last.
-    ///
-    /// # Errors
-    /// As [`Self::ask`].
-    pub fn spins(&mut self, host: &mut Host) -> Result<Vec<Spin>> {
-        let id = self.send(host, Action::Spin)?;
-        let mut spins = Vec::new();
-        loop {
-            match self.await_answer(host, id)? {
-                Body::Spin(spin) => spins.push(spin),
-                Body::Done => return Ok(spins),
-                other => bail!("guest {} sent {other:?} for spins", self.name),
-            }
-        }
-    }
-
-    /// One sample, taken now.
-    ///
-    /// # Errors
-    /// As [`Self::ask`].
-    pub fn sample(&mut self, host: &mut Host) -> Result<Sample> {
-        match self.ask(host, Action::Sample)? {
-            Body::Sample(sample) => Ok(sample),
-            other => bail!("guest {} sent {other:?} for a sample", self.name),
         }
     }
 
@@ -340,16 +331,37 @@ impl Guest {
         Ok(())
     }
 
+    /// What it wrote to its second serial port so far, for a guest that has no program of ours.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn written(&self, host: &mut Host) -> Result<Vec<u8>> {
+        host.read_from(&self.reports, 0)
+    }
+
+    /// Ends it from outside, and waits for the VMM's end with status 0.
+    ///
+    /// # Errors
+    /// When either does not happen.
+    pub fn stop(self, host: &mut Host) -> Result<()> {
+        self.ctl(host, &["stop"])?;
+        self.await_end(host, "it was stopped")
+    }
+
     /// Asks the guest to power off, and waits for the VMM's end with status 0.
     ///
     /// # Errors
     /// When either does not happen.
     pub fn power_off(mut self, host: &mut Host) -> Result<()> {
         self.ask(host, Action::PowerOff)?;
+        self.await_end(host, "a power-off")
+    }
+
+    fn await_end(&self, host: &mut Host, after: &str) -> Result<()> {
         let exit = host.wait(self.vmm.child, ANSWER_LIMIT)?;
         if exit != Exit::Status(0) {
             bail!(
-                "pvtime run for guest {} ended with {exit:?} after a power-off",
+                "the VMM of guest {} ended with {exit:?} after {after}",
                 self.name
             );
         }

@@ -25,6 +25,7 @@
 
 pub mod clock;
 pub mod counter;
+mod counter_plan;
 pub mod gate;
 mod kick;
 pub mod probe;
@@ -48,6 +49,7 @@ mod timers;
 #[cfg(target_arch = "aarch64")]
 mod vm_time;
 
+pub use counter_plan::{CounterChoice, CounterPlan, REGISTER_LIMITS};
 pub use probe::{HostTime, Support};
 pub use reserved_memory::ReservedMemory;
 pub use saved_time::SavedTime;
@@ -57,8 +59,8 @@ pub use stolen_time::{StolenTimeChoice, StolenTimeProvider, StolenTimeUnavailabl
 pub use stolen_time::{PublishError, StolenTimeSample};
 #[cfg(target_arch = "aarch64")]
 pub use vm_time::{
-    AccountError, CounterChoice, Error, LivePhysicalTimeSample, LostTime, PausedTimeSample,
-    RunningVcpu, TimeSample, VcpuSample, VcpuTime, VmTime, VmTimeConfig,
+    AccountError, Error, LivePhysicalTimeSample, LostTime, PausedTimeSample, RunningVcpu,
+    TimeSample, VcpuSample, VcpuTime, VmTime, VmTimeConfig,
 };
 
 use std::ops::RangeInclusive;

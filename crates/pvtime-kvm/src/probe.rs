@@ -5,7 +5,7 @@ use std::io;
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 
-use crate::thread_stat;
+use crate::{REGISTER_LIMITS, thread_stat};
 
 /// Whether the host has something, and if not, what is missing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -145,8 +145,7 @@ impl HostTime {
             line(
                 "VM-wide counter offset",
                 &self.counter_offset,
-                "the guest's physical counter stays the host's, and setting the virtual one loses \
-                 some microseconds",
+                REGISTER_LIMITS,
             ),
             line(
                 "SMCCC filter",

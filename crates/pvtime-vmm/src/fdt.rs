@@ -5,8 +5,8 @@ use pvtime_kvm::ReservedMemory;
 use vm_fdt::{Error, FdtWriter, FdtWriterNode};
 
 use crate::layout::{
-    CONSOLE, Device, GIC_DISTRIBUTOR, GIC_REDISTRIBUTOR_BYTES, GIC_REDISTRIBUTORS, PAUSED_TIME_SPI,
-    RAM, RTC, SERIAL,
+    CONSOLE, Device, GENERATION, GENERATION_BYTES, GIC_DISTRIBUTOR, GIC_REDISTRIBUTOR_BYTES,
+    GIC_REDISTRIBUTORS, PAUSED_TIME_SPI, RAM, RTC, SERIAL,
 };
 
 /// What the tree depends on.
@@ -63,6 +63,7 @@ pub fn write(contents: &Contents<'_>) -> Result<Vec<u8>, Error> {
     fdt.property_string("method", "hvc")?;
     fdt.end_node(psci)?;
     devices(&mut fdt)?;
+    generation(&mut fdt)?;
     paused_time(&mut fdt, contents.paused_time)?;
     fdt.end_node(root)?;
     fdt.finish()
@@ -177,6 +178,14 @@ fn devices(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
+/// Bindings: `rng/microsoft,vmgenid.yaml`.
+fn generation(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = begin(fdt, "rng", GENERATION.base, GENERATION_BYTES)?;
+    fdt.property_string("compatible", "microsoft,vmgenid")?;
+    fdt.property_array_u32("interrupts", &[INTERRUPT_SPI, GENERATION.spi, EDGE_RISING])?;
+    fdt.end_node(node)
+}
+
 /// The structure of `pvtime::abi::paused_time` and the interrupt that follows each change of it.
 fn paused_time(fdt: &mut FdtWriter, address: Option<u64>) -> Result<(), Error> {
     let Some(address) = address else {
@@ -193,6 +202,7 @@ mod tests {
     use fdt::Fdt;
 
     use super::*;
+    use crate::layout::TIME_REGION;
 
     fn tree(reserved: &[ReservedMemory]) -> Vec<u8> {
         write(&Contents {
@@ -242,6 +252,23 @@ mod tests {
                 .find_node("/reserved-memory")
                 .is_none()
         );
+    }
+
+    #[test]
+    fn the_generation_is_outside_of_all_else() {
+        let bytes = tree(&[]);
+        let tree = Fdt::new(&bytes).unwrap();
+        let generation = node(&tree, "/rng@b000000");
+        let compatible = generation.compatible().unwrap();
+        assert_eq!(compatible.first(), "microsoft,vmgenid");
+        let region = generation.reg().unwrap().next().unwrap();
+        let start = region.starting_address as u64;
+        let end = start + region.size.unwrap() as u64;
+        assert!(start.is_multiple_of(0x1_0000) && end - start == 0x1_0000);
+        let time_end = TIME_REGION + 0x10_0000;
+        assert!(time_end <= start && end <= GIC_REDISTRIBUTORS);
+        let interrupts = generation.property("interrupts").unwrap().value;
+        assert_eq!(interrupts, [0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 1]);
     }
 
     #[test]

@@ -136,6 +136,9 @@ fn announce(cpus: usize, machine: &Machine) {
     if live.is_some() {
         eprintln!("pvtime: live physical time: {LIVE_PHYSICAL_TIME_LIMITS}");
     }
+    if let Some(limits) = time.counter_limits() {
+        eprintln!("pvtime: {limits}");
+    }
 }
 
 /// Shows how far saving or loading memory is, on a terminal.

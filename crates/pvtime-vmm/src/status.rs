@@ -81,11 +81,13 @@ impl Vm for Status {
         } = self.time.sample()?;
         Ok(Time {
             counter_frequency_hz: counter::frequency().map(Frequency::hz),
+            counter_limits: self.time.counter_limits().map(str::to_owned),
             stolen_time: self.time.stolen_time_provider().to_string(),
             live_physical_time: self.time.live_physical_time().map(LivePhysicalTime::from),
             paused_time: self.time.paused_time().map(PausedTime::from),
             elapsed_ns,
             paused_ns,
+            generation: self.machine.generation,
             vcpus: vcpus.into_iter().map(VcpuTime::from).collect(),
         })
     }

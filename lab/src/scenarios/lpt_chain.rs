@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use guest_protocol::report::{Clocks, Interfaces, Memory, Spin, TimerState};
 use guest_protocol::request::Fill;
 use guest_protocol::{Action, Workload};
+use serde_json::Value;
 use std::time::Duration;
 
 pub const SCENARIO: Scenario = Scenario {
@@ -194,10 +195,7 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case) -> Resu
         let latest = bare(&mut guest, &mut host).clocks()?;
         let stop = guest.pause(&mut host)?;
         journey.enter_run([&since, &stop], [&first, &latest], case.pv_hz);
-        stage
-            .report
-            .adjustments
-            .extend(guest.adjustments(&mut host)?);
+        stage.keep_records(&guest, &mut host)?;
         let folder = host.file(name);
         guest.ctl(&mut host, &["snapshot", &folder])?;
         let folder = Snapshot::take(&mut host, &folder)?.put(&mut next, name)?;
@@ -225,10 +223,7 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case) -> Resu
     let latest = bare(&mut guest, &mut host).clocks()?;
     let stop = guest.pause(&mut host)?;
     journey.enter_run([&since, &stop], [&first, &latest], case.pv_hz);
-    stage
-        .report
-        .adjustments
-        .extend(guest.adjustments(&mut host)?);
+    stage.keep_records(&guest, &mut host)?;
     guest.resume(&mut host)?;
     guest.power_off(&mut host)?;
     journey.held_up += host.held_up()?;
@@ -246,9 +241,11 @@ fn middle(clocks: &Clocks) -> u64 {
 
 /// The last record of an event.
 fn last(guest: &Guest, host: &mut Host, event: &str) -> Result<Adjustment> {
-    let mut records = guest.records(host)?.into_iter();
-    let found = records.rfind(|record| record.event == event);
-    found.with_context(|| format!("no {event} was recorded of guest {}", guest.name()))
+    let is_it = |record: &Value| record["event"] == event;
+    let found = guest.adjustments(host)?.into_iter().rfind(is_it);
+    let found =
+        found.with_context(|| format!("no {event} was recorded of guest {}", guest.name()))?;
+    Ok(serde_json::from_value(found)?)
 }
 
 impl Hop {

@@ -8,12 +8,15 @@ mod canary;
 pub mod demo;
 mod el1;
 mod four_vcpus;
+mod generation;
+mod id_reader;
 mod interfaces_kept;
 mod interrupted;
 mod kvm_tests;
 mod ledger;
 mod lpt;
 mod lpt_chain;
+mod own_figure;
 mod pause_advance;
 mod pause_freeze;
 mod pauses;
@@ -67,5 +70,6 @@ pub const ALL: &[Scenario] = &[
     ledger::SCENARIO,
     watchdog::SCENARIO,
     timers_survive::SCENARIO,
+    generation::SCENARIO,
     canary::SCENARIO,
 ];

@@ -15,7 +15,8 @@ use crate::offset::SetOffsetError;
 use crate::region::BLOCK_BYTES;
 use crate::stolen_time::{CAPACITY, PublishError};
 use crate::{
-    HostTime, PV_FREQUENCY_HZ, StolenTimeChoice, StolenTimeUnavailable, Support, thread_stat,
+    CounterChoice, HostTime, PV_FREQUENCY_HZ, StolenTimeChoice, StolenTimeUnavailable, Support,
+    thread_stat,
 };
 
 /// What a VM's time is made of.
@@ -117,17 +118,6 @@ fn available(interface: &'static str, option: &'static str, support: Support) ->
             reason,
         }),
     }
-}
-
-/// How the guest's counters are set.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CounterChoice {
-    /// By one VM-wide offset where KVM has it (Linux 6.4), else by registers.
-    #[default]
-    Auto,
-    /// By the virtual counter's register: the physical counter stays the host's, and what passes
-    /// between computing and setting is lost to the guest.
-    Registers,
 }
 
 /// A VM's time could not be set up, changed or read.

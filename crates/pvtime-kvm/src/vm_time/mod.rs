@@ -9,7 +9,7 @@ mod saved;
 mod vcpu;
 
 pub use account::AccountError;
-pub use config::{CounterChoice, Error, VmTimeConfig};
+pub use config::{Error, VmTimeConfig};
 pub use interfaces::{LivePhysicalTimeSample, PausedTimeSample};
 pub use lost::LostTime;
 pub use vcpu::{RunningVcpu, VcpuTime};
@@ -24,7 +24,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use pvtime::host::Cause;
 use pvtime::host::ledger::Accounts;
 use pvtime::host::live::LiveState;
-use pvtime::host::timeline::{Adjustment, Config, CounterScope, Event, HostSample, Timeline};
+use pvtime::host::timeline::{Config, CounterScope, Event, HostSample, Timeline};
 use pvtime::host::timers::Asked;
 use pvtime::scale::Frequency;
 use rustix::thread::Pid;
@@ -48,6 +48,7 @@ pub struct VmTime {
     vm: Arc<VmFd>,
     gate: Arc<Gate<VcpuFd>>,
     frequency: Frequency,
+    counter_limits: Option<String>,
     stolen: Stolen,
     interfaces: Interfaces,
     created_ns: u64,
@@ -96,14 +97,11 @@ impl VmTime {
         let frequency = counter::frequency().ok_or(Error::NoFrequency)?;
         config.check(host, frequency)?;
         let signal = config.kick_signal;
-        let counters = match config.counters {
-            CounterChoice::Auto if host.counter_offset.is_yes() => CounterScope::Both,
-            CounterChoice::Auto | CounterChoice::Registers => CounterScope::VirtualOnly,
-        };
+        let counters = config.counters.plan(host);
         let timeline = Timeline::new(Config {
             policies: config.policies,
             negative_elapsed: config.negative_elapsed,
-            counters,
+            counters: counters.scope,
             live_physical_time: config.live_physical_time,
             paused_time: config.paused_time,
             has_ecv: counter::has_ecv() == Some(true),
@@ -117,6 +115,7 @@ impl VmTime {
             vm: Arc::clone(vm),
             gate: Arc::new(Gate::new(signal).map_err(|source| Error::Signal { signal, source })?),
             frequency,
+            counter_limits: counters.limits,
             stolen,
             interfaces,
             created_ns: clock::boottime_ns(),
@@ -168,9 +167,7 @@ impl VmTime {
     pub fn start(&self) -> Result<(), Error> {
         let mut state = self.lock();
         self.check_threads(&state)?;
-        self.step(&mut state, Event::Start)?;
-        self.gate.open();
-        Ok(())
+        self.open_after(&mut state, Event::Start)
     }
 
     /// Takes every vCPU out of the guest and keeps it out. The guest's counter at the stop is taken
@@ -183,18 +180,21 @@ impl VmTime {
     pub fn pause(&self, cause: Cause) -> Result<(), Error> {
         let mut state = self.lock();
         let ran = state.timeline.is_running();
-        if ran {
+        let now = if ran {
             self.closed_for.set(cause);
-            self.gate.close(CLOSE_LIMIT)?;
-        }
+            self.gate.close(CLOSE_LIMIT, || self.now())?
+        } else {
+            self.now()
+        };
         let paused = self
             .stolen
             .publish()
-            .and_then(|()| self.step(&mut state, Event::Pause(cause)));
+            .and_then(|()| self.step(&mut state, now, Event::Pause(cause)));
         if ran && paused.is_err() {
             self.gate.open();
         }
-        paused.map(drop)
+        self.keep(paused?);
+        Ok(())
     }
 
     /// Sets the counters of a stopped VM by its policy, and lets its vCPUs into the guest.
@@ -205,9 +205,11 @@ impl VmTime {
     /// setting the counters fails with. The VM is stopped still after an error.
     pub fn resume(&self) -> Result<(), Error> {
         let mut state = self.lock();
-        self.step(&mut state, Event::Resume)?;
-        self.gate.open();
-        Ok(())
+        if state.timeline.stop_cause().is_none() {
+            // It fails, and says why.
+            return self.step(&mut state, self.now(), Event::Resume).map(drop);
+        }
+        self.open_after(&mut state, Event::Resume)
     }
 
     /// Sends every vCPU thread away, for good: [`RunningVcpu::run`] returns `None`.
@@ -241,6 +243,13 @@ impl VmTime {
     #[must_use]
     pub fn counters(&self) -> CounterScope {
         self.lock().timeline.config().counters
+    }
+
+    /// What the guest's counters cannot do on this host, and why, for the operator; `None` where
+    /// one offset is for all of them.
+    #[must_use]
+    pub fn counter_limits(&self) -> Option<&str> {
+        self.counter_limits.as_deref()
     }
 
     /// Whether the VM could go on at a host whose counter runs at `host`; to be asked before
@@ -344,7 +353,7 @@ impl VmTime {
             return state.accounts(|account| account.up_to_now(cause));
         }
         self.closed_for.set(Cause::Operator);
-        self.gate.close(CLOSE_LIMIT)?;
+        self.gate.close(CLOSE_LIMIT, || ())?;
         let accounts = state.accounts(VcpuAccount::entered);
         if state.timeline.is_running() {
             self.gate.open();
@@ -352,9 +361,21 @@ impl VmTime {
         accounts
     }
 
-    /// Steps the timeline and carries out what that leads to.
-    fn step(&self, state: &mut State, event: Event<'_>) -> Result<Option<Adjustment>, Error> {
-        let now = clock::sample(self.frequency);
+    /// Steps the timeline and lets the vCPUs into the guest at once.
+    fn open_after(&self, state: &mut State, event: Event<'_>) -> Result<(), Error> {
+        let opened = self.gate.open_after(|| self.step(state, self.now(), event));
+        self.keep(opened?);
+        Ok(())
+    }
+
+    /// Steps the timeline and carries out what that leads to. The record is to be kept when nothing
+    /// else is urgent.
+    fn step(
+        &self,
+        state: &mut State,
+        now: HostSample,
+        event: Event<'_>,
+    ) -> Result<Option<Record>, Error> {
         let step = self.heard(state, now)?.step(now, event)?;
         state.translated = None;
         for action in step.actions.iter() {
@@ -363,13 +384,20 @@ impl VmTime {
         state.timeline = step.timeline;
         let is_stopped = state.timeline.stop_cause().is_some();
         state.stops.enter(is_stopped, now.boottime_ns);
-        if let Some(adjustment) = step.adjustment {
-            self.records.push(Record {
-                timers: state.translated,
-                ..Record::new(&adjustment, now.wall_ns)
-            });
+        Ok(step.adjustment.map(|adjustment| Record {
+            timers: state.translated,
+            ..Record::new(&adjustment, now.wall_ns)
+        }))
+    }
+
+    fn keep(&self, record: Option<Record>) {
+        if let Some(record) = record {
+            self.records.push(record);
         }
-        Ok(step.adjustment)
+    }
+
+    fn now(&self) -> HostSample {
+        clock::sample(self.frequency)
     }
 
     /// The timeline with what the guest's calls have said since the last step.
@@ -386,7 +414,7 @@ impl VmTime {
     fn check_threads(&self, state: &State) -> Result<(), Error> {
         state.check_bound()?;
         if !state.timeline.is_running() {
-            self.gate.close(CLOSE_LIMIT)?;
+            self.gate.close(CLOSE_LIMIT, || ())?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use pvtime::host::saved::{SavedVcpu, SavedVm};
 use pvtime::host::timeline::Event;
 
 use super::{Error, State, VmTime};
-use crate::{StolenTimeProvider, clock, timers};
+use crate::{StolenTimeProvider, timers};
 
 impl VmTime {
     /// Everything about a stopped VM's time: counters, timers, stolen time, ledgers. Guest memory
@@ -57,7 +57,8 @@ impl VmTime {
         if vm.paused_time.is_some() && !state.timeline.config().paused_time {
             return Err(Error::PausedTimeLost);
         }
-        self.step(&mut state, Event::Restore { saved: &vm, cause })?;
+        let restored = self.step(&mut state, self.now(), Event::Restore { saved: &vm, cause });
+        self.keep(restored?);
         self.interfaces.resume(vm.sequences);
         let written = vcpus.clone();
         self.on_vcpus(move |index, vcpu| timers::write(vcpu, &written[index].timers))?;
@@ -71,7 +72,7 @@ impl VmTime {
         vcpus: &[SavedVcpu],
         cause: Cause,
     ) -> Result<(), Error> {
-        let now_ns = clock::sample(self.frequency).wall_ns;
+        let now_ns = self.now().wall_ns;
         let away_ns = now_ns.saturating_sub(vm.sample.wall_ns);
         self.closed_for.set(cause);
         for ((index, bound), saved) in state.bound().zip(vcpus) {

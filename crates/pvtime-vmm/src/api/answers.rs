@@ -5,6 +5,8 @@ use pvtime_kvm::record::Record;
 use serde::{Deserialize, Serialize};
 use time_figure::Sample;
 
+pub use crate::generation::{Generation, GenerationId};
+
 /// `GET /`: what runs, as Firecracker describes an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
@@ -45,6 +47,9 @@ impl std::fmt::Display for VmState {
 pub struct Time {
     /// Rate of the host's counter, which is the guest's, in Hz.
     pub counter_frequency_hz: Option<u64>,
+    /// Why this host cannot offset all of the guest's counters, and what is lost; absent where it
+    /// can.
+    pub counter_limits: Option<String>,
     /// Who keeps stolen time: `kernel`, `user` or `off`.
     pub stolen_time: String,
     /// What the VM has of live physical time; absent where it is off.
@@ -55,6 +60,8 @@ pub struct Time {
     pub elapsed_ns: u64,
     /// As much of it as the VM was paused for, in ns.
     pub paused_ns: u64,
+    /// Which generation of its VM this is.
+    pub generation: Generation,
     /// One for each vCPU, in order.
     pub vcpus: Vec<VcpuTime>,
 }

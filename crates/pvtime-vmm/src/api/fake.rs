@@ -12,8 +12,8 @@ use time_figure::Sample;
 
 use super::Vm;
 use super::answers::{
-    Accounts, Ledger, LivePhysicalTime, PausedByCause, PausedTime, StolenTime, Time, VcpuTime,
-    VmState,
+    Accounts, Generation, GenerationId, Ledger, LivePhysicalTime, PausedByCause, PausedTime,
+    StolenTime, Time, VcpuTime, VmState,
 };
 
 /// A VM that has one vCPU, records what is done to it, and does nothing.
@@ -114,6 +114,7 @@ impl Vm for FakeVm {
         self.check()?;
         Ok(Time {
             counter_frequency_hz: Some(25_000_000),
+            counter_limits: None,
             stolen_time: "kernel".into(),
             live_physical_time: Some(LivePhysicalTime {
                 address: 0xa01_0000,
@@ -127,6 +128,10 @@ impl Vm for FakeVm {
             }),
             elapsed_ns: 2_000_000_000,
             paused_ns: 500_000_000,
+            generation: Generation {
+                count: 2,
+                id: GenerationId([0xab; 16]),
+            },
             vcpus: vec![VcpuTime {
                 index: 0,
                 thread_id: Some(7),

@@ -53,9 +53,12 @@ fn for_people(Status { instance, time }: &Status) -> String {
     let frequency = time
         .counter_frequency_hz
         .map_or_else(|| "not known".into(), |hz| format!("{hz} Hz"));
+    let limits = time.counter_limits.as_ref();
+    let limits = limits.map(|limits| format!("{limits}\n"));
     format!(
-        "{}: {}, {} s old, paused for {} s of them; stolen time: {}; {}{}counter: \
-         {frequency}; {} {}\n{vcpus}",
+        "{}: {}, {} s old, paused for {} s of them; stolen time: {}; {}{}counter: {frequency}; \
+         generation {}, {}; {} {}\n\
+         {}{vcpus}",
         instance.id,
         instance.state,
         seconds(time.elapsed_ns),
@@ -63,8 +66,11 @@ fn for_people(Status { instance, time }: &Status) -> String {
         time.stolen_time,
         live.unwrap_or_default(),
         told.unwrap_or_default(),
+        time.generation.count,
+        time.generation.id,
         instance.app_name,
         instance.vmm_version,
+        limits.unwrap_or_default(),
     )
 }
 
@@ -128,12 +134,20 @@ mod tests {
         assert_eq!(
             text.lines().next().unwrap(),
             "web: running, 2.000 s old, paused for 0.500 s of them; stolen time: kernel; \
-             live physical time: 1000000000 Hz; paused time: 3 pauses, 0.500 s; counter: 25000000 \
-             Hz; pvtime 0.1.0"
+              live physical time: 1000000000 Hz; paused time: 3 pauses, 0.500 s; counter: 25000000 \
+              Hz; generation 2, abababababababababababababababab; pvtime 0.1.0"
         );
         assert_eq!(lines[2], ["0", "7", "1.500", "0.002", "0.003", "0xa000000"]);
         assert_eq!(lines[3][4..], ["not", "asked", "for", "0xa000000"]);
         assert_eq!(lines[4], ["0", "none", "1.500", "0.002", "off"]);
+    }
+
+    #[test]
+    fn what_the_counters_cannot_do_is_told() {
+        let mut status = status();
+        status.time.counter_limits = Some("too old: no physical counter".into());
+        let text = for_people(&status);
+        assert_eq!(text.lines().nth(1), Some("too old: no physical counter"));
     }
 
     #[test]

@@ -53,8 +53,14 @@ impl Machine {
         snapshot.check_host(frequency()?)?;
         let host = Host::open(&config)?;
         let memory = guest_memory(config.memory_mib)?;
-        let Loaded { machine, time } = snapshot.load(&memory, progress)?;
-        Ok((Self::assemble(&host, config, memory, Some(&machine))?, time))
+        let Loaded {
+            machine: state,
+            time,
+        } = snapshot.load(&memory, progress)?;
+        let generation = state.generation.next()?;
+        let machine = Self::assemble(&host, config, memory, generation, Some(&state))?;
+        machine.announce_generation()?;
+        Ok((machine, time))
     }
 
     /// All but memory and time.
@@ -72,6 +78,7 @@ impl Machine {
             vcpus: vcpus.collect::<Result<_>>()?,
             gic: GicState::save(&self.gic, &self.affinities)?,
             devices: self.devices(),
+            generation: self.generation,
         })
     }
 

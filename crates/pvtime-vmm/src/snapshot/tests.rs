@@ -21,6 +21,7 @@ use super::manifest::{Manifest, Section};
 use super::memory::CHUNK_BYTES;
 use super::save::save_on;
 use super::*;
+use crate::generation::{Generation, GenerationId};
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
 use crate::state::gic::{GicCpuState, GicState, Interface, Interrupts};
@@ -123,6 +124,10 @@ fn machine() -> MachineState {
             },
             serial: SerialState::default(),
             rtc: RtcState::default(),
+        },
+        generation: Generation {
+            count: 7,
+            id: GenerationId([0x5a; 16]),
         },
     }
 }
@@ -456,6 +461,35 @@ fn saved_time(live_physical_time: Option<Frequency>, asked_for: bool) -> Vec<u8>
             vm.step(at(s), event).unwrap().timeline
         });
     vm.save(Sequences::default()).unwrap().emit().to_vec()
+}
+
+#[test]
+fn a_snapshot_of_format_1_has_no_generation() {
+    let saved = Saved::new();
+    let mut machine = serde_json::to_value(machine()).unwrap();
+    machine.as_object_mut().unwrap().remove("generation");
+    let machine = serde_json::to_vec(&machine).unwrap();
+    fs::write(saved.file(MACHINE_FILE), &machine).unwrap();
+    saved.rewrite(|manifest| {
+        manifest.format = 1;
+        manifest.machine = Section::of(&machine);
+    });
+    let loaded = open(&saved.path()).unwrap().load(&zeros(), &mut |_| ());
+    assert_eq!(loaded.unwrap().machine.generation, Generation::default());
+}
+
+#[test]
+fn a_generation_that_is_too_short_is_refused() {
+    let saved = Saved::new();
+    let machine = serde_json::to_string(&machine()).unwrap();
+    let machine = machine.replace("5a5a5a5a", "5a5a5a").into_bytes();
+    fs::write(saved.file(MACHINE_FILE), &machine).unwrap();
+    saved.rewrite(|manifest| manifest.machine = Section::of(&machine));
+    let error = saved.refused();
+    assert!(
+        matches!(&error, OpenError::Content { path, .. } if *path == saved.file(MACHINE_FILE)),
+        "{error}"
+    );
 }
 
 #[test]
