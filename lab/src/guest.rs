@@ -148,12 +148,18 @@ impl Guest {
         Self::spawn(spec.name, is_busy, &argv, host)
     }
 
-    /// Starts a VMM that lets an idle guest go on from a snapshot on its host.
+    /// Has a guest go on that was saved in a folder on this host. Its program does not introduce
+    /// itself again.
     ///
     /// # Errors
     /// When the host refuses.
-    pub fn restore(name: &'static str, snapshot: &str, host: &mut Host) -> Result<Self> {
-        Self::spawn(name, false, &["restore", snapshot], host)
+    pub fn restore(
+        name: &'static str,
+        is_busy: bool,
+        snapshot: &str,
+        host: &mut Host,
+    ) -> Result<Self> {
+        Self::spawn(name, is_busy, &["restore", snapshot], host)
     }
 
     /// Starts a VMM with these arguments, and others that say where its guest is to be heard.

@@ -100,7 +100,7 @@ fn save(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
 fn restore(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
     for name in RESTORED {
-        let mut guest = Guest::restore(name, &scene.snapshot, host)?;
+        let mut guest = Guest::restore(name, false, &scene.snapshot, host)?;
         guest.sample(host)?;
         let console = host.file(&format!("{name}-console.log"));
         // What it lacks is for the check to say.

@@ -85,7 +85,7 @@ impl Reader {
         first.ctl(host, &["snapshot", &snapshot])?;
         let mut seen = vec![Self::see(first, host)?];
         for name in RESTORED {
-            let guest = Guest::restore(name, &snapshot, host)?;
+            let guest = Guest::restore(name, false, &snapshot, host)?;
             await_id(&guest, host)?;
             seen.push(Self::see(guest, host)?);
         }

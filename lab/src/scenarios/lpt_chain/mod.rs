@@ -151,7 +151,7 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case) -> Resu
         journey.held_up += host.held_up()?;
         host.power_off()?;
         host = next;
-        guest = Guest::restore(name, &folder, &mut host)?;
+        guest = Guest::restore(name, true, &folder, &mut host)?;
         first = bare(&mut guest, &mut host).clocks()?;
         since = last(&guest, &mut host, "resume")?;
         let arrived = Ideal {
