@@ -26,18 +26,27 @@ impl Stage<'_> {
     pub fn keep_time(&mut self, guest: &mut Guest, host: &mut Host) -> Result<()> {
         // What was done last lies between two samples as well.
         guest.sample(host)?;
-        let name = guest.name();
+        let records = self.keep_records(guest, host)?;
+        self.report
+            .checks
+            .push(check(guest.name(), &records, guest.sightings()));
+        self.keep_figures(guest, host)
+    }
+
+    /// Takes what was done to a guest's time into the report, and returns it. For a guest whose
+    /// clocks are not Linux's.
+    ///
+    /// # Errors
+    /// When its VMM does not answer.
+    pub fn keep_records(&mut self, guest: &Guest, host: &mut Host) -> Result<Vec<Adjustment>> {
         let mut records = Vec::new();
         for mut record in guest.adjustments(host)? {
             let parsed = Adjustment::deserialize(&record);
             records.push(parsed.with_context(|| format!("cannot understand {record}"))?);
-            record["guest"] = json!(name);
+            record["guest"] = json!(guest.name());
             self.report.adjustments.push(record);
         }
-        self.report
-            .checks
-            .push(check(name, &records, guest.sightings()));
-        self.keep_figures(guest, host)
+        Ok(records)
     }
 }
 
