@@ -7,7 +7,7 @@ use crate::machine::{HostFile, HostSpec};
 use crate::sightings::Sightings;
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
-use guest_protocol::report::Hello;
+use guest_protocol::report::{Hello, Program};
 use guest_protocol::{Action, Body, LineBuffer, MAX_LINE, Report, Request, Workload};
 use lab_agent::message::{Exit, Spawn, Spawned};
 use std::collections::VecDeque;
@@ -238,8 +238,10 @@ impl Guest {
             Body::Hello(hello) => hello,
             other => bail!("guest {} sent {other:?} for a hello", self.name),
         };
-        // What is done to its time later lies after this one.
-        self.sample(host)?;
+        // What is done to its time later lies after this one. The bare guest takes no samples.
+        if hello.program == Program::Linux {
+            self.sample(host)?;
+        }
         Ok(hello)
     }
 
