@@ -194,10 +194,7 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case) -> Resu
         let latest = bare(&mut guest, &mut host).clocks()?;
         let stop = guest.pause(&mut host)?;
         journey.enter_run([&since, &stop], [&first, &latest], case.pv_hz);
-        stage
-            .report
-            .adjustments
-            .extend(guest.adjustments(&mut host)?);
+        stage.keep_records(&guest, &mut host)?;
         let folder = host.file(name);
         guest.ctl(&mut host, &["snapshot", &folder])?;
         let folder = Snapshot::take(&mut host, &folder)?.put(&mut next, name)?;
@@ -225,10 +222,7 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case) -> Resu
     let latest = bare(&mut guest, &mut host).clocks()?;
     let stop = guest.pause(&mut host)?;
     journey.enter_run([&since, &stop], [&first, &latest], case.pv_hz);
-    stage
-        .report
-        .adjustments
-        .extend(guest.adjustments(&mut host)?);
+    stage.keep_records(&guest, &mut host)?;
     guest.resume(&mut host)?;
     guest.power_off(&mut host)?;
     journey.held_up += host.held_up()?;
