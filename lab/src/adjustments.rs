@@ -26,36 +26,44 @@ impl Stage<'_> {
     pub fn keep_time(&mut self, guest: &mut Guest, host: &mut Host) -> Result<()> {
         // What was done last lies between two samples as well.
         guest.sample(host)?;
-        let records = self.keep_records(guest, host)?;
-        self.report
-            .checks
-            .push(check(guest.name(), &records, guest.sightings()));
-        self.keep_figures(guest, host)
+        self.keep(guest, host, 1)
     }
 
-    /// Takes what was done to a guest's time into the report, and returns it. For a guest whose
-    /// clocks are not Linux's.
+    /// The same for a guest that takes no samples or is paused: its records are held against one
+    /// another, and against what it said before.
     ///
     /// # Errors
     /// When its VMM does not answer.
-    pub fn keep_records(&mut self, guest: &Guest, host: &mut Host) -> Result<Vec<Adjustment>> {
+    pub fn keep_records(&mut self, guest: &Guest, host: &mut Host) -> Result<()> {
+        self.keep(guest, host, 0)
+    }
+
+    fn keep(&mut self, guest: &Guest, host: &mut Host, least_stretches: usize) -> Result<()> {
+        let name = guest.name();
         let mut records = Vec::new();
         for mut record in guest.adjustments(host)? {
             let parsed = Adjustment::deserialize(&record);
             records.push(parsed.with_context(|| format!("cannot understand {record}"))?);
-            record["guest"] = json!(guest.name());
+            record["guest"] = json!(name);
             self.report.adjustments.push(record);
         }
-        Ok(records)
+        let check = check(name, &records, guest.sightings(), least_stretches);
+        self.report.checks.push(check);
+        self.keep_figures(guest, host)
     }
 }
 
-/// Fails where a figure is not borne out, or where there is nothing to bear any out.
-fn check(guest: &str, records: &[Adjustment], sightings: &Sightings) -> Check {
+/// Fails where a figure is not borne out, or where there is too little to bear any out.
+fn check(
+    guest: &str,
+    records: &[Adjustment],
+    sightings: &Sightings,
+    least_stretches: usize,
+) -> Check {
     let disagreements = disagreements(records, sightings);
     let stretches = sightings.samples.len().saturating_sub(1);
     let mut measured = u32::try_from(disagreements.len()).map_or(f64::INFINITY, f64::from);
-    if records.is_empty() || stretches == 0 {
+    if records.is_empty() || stretches < least_stretches {
         measured = f64::NAN;
     }
     let mut detail = format!(
@@ -350,7 +358,7 @@ mod tests {
     #[test]
     fn a_check_passes_where_something_was_borne_out_and_nothing_was_not() {
         let records = [resume(1, 1000, 0, 3000)];
-        let passes = |records: &[_], sightings| check("one", records, &sightings).pass;
+        let passes = |records: &[_], sightings| check("one", records, &sightings, 1).pass;
         assert!(passes(&records, samples(&[(0, 500), (4000, 1500)])));
         assert!(!passes(&records, samples(&[(0, 500), (5000, 1500)])));
         assert!(!passes(&records, samples(&[(0, 500)])));
