@@ -5,6 +5,8 @@
     reason = "KVM is given the addresses of the guest's memory"
 )]
 
+pub mod arriving;
+mod leaving;
 mod saved;
 
 use std::io::{self, Write};
@@ -39,6 +41,7 @@ use crate::layout::{
 };
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
+use crate::state::profile::CpuProfile;
 
 /// What to build.
 pub struct MachineConfig {
@@ -56,6 +59,7 @@ pub struct MachineConfig {
 
 /// A machine before its first instruction.
 pub struct Machine {
+    vm: Arc<VmFd>,
     vcpus: Vec<(VcpuFd, VcpuTime)>,
     /// The devices.
     pub bus: Arc<Bus>,
@@ -70,8 +74,25 @@ pub struct Machine {
     vcpu_init: kvm_vcpu_init,
     /// Of each vCPU, in order.
     affinities: Vec<u64>,
+    /// What its first vCPU is, which is what each of them is.
+    profile: CpuProfile,
+    /// How its time is kept, as it was asked for.
+    time_args: TimeArgs,
     gic: DeviceFd,
     /// Dropped after everything that lets the guest reach it.
+    memory: GuestMemoryMmap,
+}
+
+/// A machine without a state.
+pub struct Blank {
+    vm: Arc<VmFd>,
+    vcpus: Vec<(VcpuFd, VcpuTime)>,
+    time: Arc<VmTime>,
+    vcpu_init: kvm_vcpu_init,
+    affinities: Vec<u64>,
+    gic: DeviceFd,
+    config: MachineConfig,
+    /// Dropped after everything that lets a guest reach it.
     memory: GuestMemoryMmap,
 }
 
@@ -98,7 +119,7 @@ impl Machine {
         let host = Host::open(&config)?;
         let memory_mib = config.memory_mib;
         let memory = guest_memory(memory_mib)?;
-        let machine = Self::assemble(&host, config, memory, None)?;
+        let machine = Blank::new(&host, config, memory)?.finish(None)?;
         machine.load(memory_mib, boot)?;
         Ok(machine)
     }
@@ -106,52 +127,6 @@ impl Machine {
     /// MiB of its memory.
     pub fn memory_mib(&self) -> u64 {
         self.memory.iter().map(GuestMemoryRegion::len).sum::<u64>() >> 20
-    }
-
-    /// Builds a machine around its memory; in `state` if there is one, else as it is when turned
-    /// on.
-    fn assemble(
-        host: &Host,
-        config: MachineConfig,
-        memory: GuestMemoryMmap,
-        state: Option<&MachineState>,
-    ) -> Result<Self> {
-        let vm = host.kvm.create_vm();
-        let vm = Arc::new(vm.context("cannot create a virtual machine")?);
-        set_memory_slot(&vm, &memory)?;
-        let time = VmTime::new(&vm, &host.time, time_config(&config)?)?;
-        let vcpu_init = vcpu_init(&vm)?;
-        let vcpus = create_vcpus(&vm, config.cpus, vcpu_init, &time)?;
-        let affinities: Vec<u64> = vcpus
-            .iter()
-            .map(|(vcpu, _)| affinity(vcpu))
-            .collect::<Result<_>>()?;
-        let gic = create_gic(&vm)?;
-        let devices = match state {
-            Some(state) => {
-                saved::restore_vcpus(&vcpus, &state.vcpus, &vcpu_init)?;
-                state.gic.restore(&gic, &affinities)?;
-                &state.devices
-            }
-            None => &DeviceStates::default(),
-        };
-        let mut bus = Bus::default();
-        let console = insert_port(&vm, &mut bus, CONSOLE, config.console, &devices.console)?;
-        let serial = insert_port(&vm, &mut bus, SERIAL, config.serial, &devices.serial)?;
-        let rtc = Arc::new(Mutex::new(Rtc::from_state(&devices.rtc, NoEvents)));
-        bus.insert(RTC, rtc.clone());
-        Ok(Self {
-            vcpus,
-            bus: Arc::new(bus),
-            console,
-            serial,
-            rtc,
-            time,
-            vcpu_init,
-            affinities,
-            gic,
-            memory,
-        })
     }
 
     /// Puts what `boot` holds into memory and the first vCPU at its entry.
@@ -175,6 +150,79 @@ impl Machine {
     /// Hands over the vCPUs, in order, to be run and dropped before the machine is.
     pub fn take_vcpus(&mut self) -> Vec<(VcpuFd, VcpuTime)> {
         std::mem::take(&mut self.vcpus)
+    }
+}
+
+impl Blank {
+    /// Builds a machine around its memory, all but its devices.
+    fn new(host: &Host, config: MachineConfig, memory: GuestMemoryMmap) -> Result<Self> {
+        let vm = host.kvm.create_vm();
+        let vm = Arc::new(vm.context("cannot create a virtual machine")?);
+        set_memory_slot(&vm, &memory, 0)?;
+        let time = VmTime::new(&vm, &host.time, time_config(&config)?)?;
+        let vcpu_init = vcpu_init(&vm)?;
+        let vcpus = create_vcpus(&vm, config.cpus, vcpu_init, &time)?;
+        let affinities: Vec<u64> = vcpus
+            .iter()
+            .map(|(vcpu, _)| affinity(vcpu))
+            .collect::<Result<_>>()?;
+        let gic = create_gic(&vm)?;
+        Ok(Self {
+            vm,
+            vcpus,
+            time,
+            vcpu_init,
+            affinities,
+            gic,
+            config,
+            memory,
+        })
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// Puts a state into it if there is one; else it is as when it is turned on.
+    ///
+    /// # Errors
+    ///
+    /// What this host cannot go on with.
+    ///
+    /// # Panics
+    ///
+    /// If the state has other vCPUs than the machine.
+    pub fn finish(self, state: Option<&MachineState>) -> Result<Machine> {
+        let Self { vm, config, .. } = self;
+        let devices = match state {
+            Some(state) => {
+                saved::restore_vcpus(&self.vcpus, &state.vcpus, &self.vcpu_init)?;
+                state.gic.restore(&self.gic, &self.affinities)?;
+                &state.devices
+            }
+            None => &DeviceStates::default(),
+        };
+        let mut bus = Bus::default();
+        let console = insert_port(&vm, &mut bus, CONSOLE, config.console, &devices.console)?;
+        let serial = insert_port(&vm, &mut bus, SERIAL, config.serial, &devices.serial)?;
+        let rtc = Arc::new(Mutex::new(Rtc::from_state(&devices.rtc, NoEvents)));
+        bus.insert(RTC, rtc.clone());
+        Ok(Machine {
+            profile: CpuProfile::read(&self.vcpus[0].0, &self.vcpu_init)?,
+            vm,
+            vcpus: self.vcpus,
+            bus: Arc::new(bus),
+            console,
+            serial,
+            rtc,
+            time: self.time,
+            vcpu_init: self.vcpu_init,
+            affinities: self.affinities,
+            time_args: config.time,
+            gic: self.gic,
+            memory: self.memory,
+        })
     }
 }
 
@@ -219,6 +267,7 @@ fn time_config(config: &MachineConfig) -> Result<VmTimeConfig> {
         policies: Policies {
             pause: config.time.on_pause.into(),
             restore: config.time.on_restore.into(),
+            migrate: config.time.on_migrate.into(),
             ..Policies::default()
         },
         negative_elapsed: NegativeElapsed::Refuse,
@@ -232,11 +281,11 @@ fn guest_memory(memory_mib: u64) -> Result<GuestMemoryMmap> {
         .with_context(|| format!("cannot get {memory_mib} MiB of memory for the guest"))
 }
 
-fn set_memory_slot(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
+fn set_memory_slot(vm: &VmFd, memory: &GuestMemoryMmap, flags: u32) -> Result<()> {
     let region = memory.iter().next().expect("one range was given");
     let slot = kvm_userspace_memory_region {
         slot: RAM_SLOT,
-        flags: 0,
+        flags,
         guest_phys_addr: region.start_addr().raw_value(),
         memory_size: region.len(),
         userspace_addr: region.as_ptr() as u64,

@@ -12,10 +12,17 @@ use pvtime_kvm::{TimeSample, VcpuSample, VmTime, counter};
 use time_figure::Sample;
 
 use crate::api::Vm;
-use crate::api::answers::{Accounts, Ledger, StolenTime, Time, VcpuTime, VmState};
+use crate::api::answers::{
+    Accounts, Ledger, Migration, MigrationReport, StolenTime, Time, VcpuTime, VmState,
+};
+use crate::api::requests::Migrate;
 use crate::event::Event;
 use crate::history::{self, History, Sampled};
+use crate::leaving::Leaving;
 use crate::machine::Machine;
+use crate::migration::monitor::{Monitor, Phase};
+use crate::migration::ownership::{Owner, Ownership};
+use crate::migration::report::Outcome;
 use crate::run::progress;
 use crate::snapshot;
 
@@ -27,6 +34,9 @@ pub struct Status {
     history: History,
     has_begun: Arc<AtomicBool>,
     stop: Event,
+    ownership: Arc<Ownership>,
+    monitor: Monitor,
+    cancel: Event,
 }
 
 impl Status {
@@ -41,8 +51,13 @@ impl Status {
         machine: &Arc<Machine>,
         has_begun: &Arc<AtomicBool>,
         stop: &Event,
+        ownership: &Arc<Ownership>,
+        cancel: &Event,
     ) -> Result<Self> {
         Ok(Self {
+            ownership: Arc::clone(ownership),
+            monitor: Monitor::default(),
+            cancel: cancel.clone(),
             id: id.into(),
             machine: Arc::clone(machine),
             time: Arc::clone(&machine.time),
@@ -59,6 +74,11 @@ impl Vm for Status {
     }
 
     fn state(&self) -> VmState {
+        match self.ownership.owner() {
+            Owner::Ours => {}
+            Owner::InDoubt => return VmState::InDoubt,
+            Owner::Gone { .. } => return VmState::Moved,
+        }
         match (
             self.has_begun.load(Ordering::Acquire),
             self.time.is_running(),
@@ -107,7 +127,45 @@ impl Vm for Status {
     }
 
     fn resume(&self) -> Result<()> {
+        self.ownership.check()?;
         Ok(self.time.resume()?)
+    }
+
+    fn take_over(&self) -> Result<()> {
+        self.ownership.take_over()?;
+        Ok(self.time.resume()?)
+    }
+
+    fn migrate(&self, request: &Migrate) -> Result<MigrationReport> {
+        self.cancel.clear();
+        self.monitor.begin(request.destination.to_string());
+        let leaving = Leaving {
+            id: &self.id,
+            machine: &self.machine,
+            ownership: &self.ownership,
+            request,
+        };
+        let report = leaving.leave(&self.monitor, &self.cancel);
+        let is_moved = report.as_ref().is_ok_and(|it| it.outcome == Outcome::Moved);
+        self.monitor.update(|it| {
+            it.phase = match &report {
+                Ok(_) if is_moved => Phase::Moved,
+                Ok(_) => Phase::Idle,
+                Err(_) => Phase::Failed,
+            }
+        });
+        if is_moved {
+            self.stop.raise();
+        }
+        report
+    }
+
+    fn migration(&self) -> Migration {
+        self.monitor.progress()
+    }
+
+    fn cancel_migration(&self) {
+        self.cancel.raise();
     }
 
     fn snapshot(&self, folder: &Path) -> Result<()> {

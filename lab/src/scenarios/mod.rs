@@ -9,6 +9,7 @@ mod four_vcpus;
 mod interrupted;
 mod kvm_tests;
 mod ledger;
+mod migrate_same_frequency;
 mod pause_advance;
 mod pause_freeze;
 mod pauses;
@@ -49,6 +50,7 @@ pub const ALL: &[Scenario] = &[
     pause_freeze::SCENARIO,
     pause_advance::SCENARIO,
     ledger::SCENARIO,
+    migrate_same_frequency::SCENARIO,
     watchdog::SCENARIO,
     timers_survive::SCENARIO,
     canary::SCENARIO,

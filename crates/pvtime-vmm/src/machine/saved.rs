@@ -9,7 +9,7 @@ use kvm_ioctls::VcpuFd;
 use pvtime::scale::Frequency;
 use pvtime_kvm::{VcpuTime, counter};
 
-use super::{Host, Machine, MachineConfig, Port, guest_memory};
+use super::{Blank, Host, Machine, MachineConfig, Port, guest_memory};
 use crate::snapshot::{self, Contents, Loaded, Progress, Snapshot};
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
@@ -53,11 +53,12 @@ impl Machine {
         let host = Host::open(&config)?;
         let memory = guest_memory(config.memory_mib)?;
         let Loaded { machine, time } = snapshot.load(&memory, progress)?;
-        Ok((Self::assemble(&host, config, memory, Some(&machine))?, time))
+        let blank = Blank::new(&host, config, memory)?;
+        Ok((blank.finish(Some(&machine))?, time))
     }
 
     /// All but memory and time.
-    fn state(&self) -> Result<MachineState> {
+    pub(super) fn state(&self) -> Result<MachineState> {
         let init = self.vcpu_init;
         let save = move |_, vcpu: &mut VcpuFd| VcpuState::save(vcpu, &init);
         let Some(vcpus) = self.time.on_each_vcpu(save) else {
@@ -103,7 +104,7 @@ pub(super) fn restore_vcpus(
     Ok(())
 }
 
-fn frequency_hz() -> Result<u64> {
+pub(super) fn frequency_hz() -> Result<u64> {
     let frequency = counter::frequency().map(Frequency::hz);
     frequency.context("this host's counter has no frequency")
 }

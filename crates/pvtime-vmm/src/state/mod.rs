@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod devices;
 pub mod gic;
+pub mod profile;
 pub mod register;
 pub mod vcpu;
 
