@@ -104,7 +104,7 @@ fn assemble(
         arrival,
         time,
     } = arrived;
-    match blank.finish(Some(&arrival.machine)) {
+    match blank.finish(arrival.machine.generation, Some(&arrival.machine)) {
         Ok(machine) => Ok(Arrival {
             args: vm_args(args, &offer),
             machine,
@@ -214,7 +214,7 @@ impl Destination for Here<'_> {
 impl Here<'_> {
     fn config(&self, offer: &Offer) -> Result<MachineConfig> {
         let args = vm_args(self.0, offer);
-        machine_config(&args, offer.memory_bytes() >> 20, offer.vcpus)
+        machine_config(&args, offer.memory_bytes() >> 20, offer.vcpus, None)
     }
 }
 

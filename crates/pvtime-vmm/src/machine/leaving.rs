@@ -3,15 +3,16 @@
 use anyhow::{Context, Result};
 use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
 use pvtime::host::timeline::CounterScope;
+use pvtime::scale::Frequency;
 use pvtime_kvm::{StolenTimeProvider, clock, counter};
 use vm_memory::GuestMemoryMmap;
 
-use super::saved::frequency_hz;
+use super::saved::frequency;
 use super::{Machine, RAM_SLOT, set_memory_slot};
-use crate::cli::StolenTimeArg;
+use crate::cli::{LivePhysicalTimeArg, StolenTimeArg, SwitchArg};
 use crate::layout::RAM;
 use crate::migration::dirty::DirtyPages;
-use crate::migration::message::{Host, Offer};
+use crate::migration::message::{Host, LiveOffer, Offer};
 use crate::snapshot::{ranges, total_bytes};
 use crate::state::MachineState;
 
@@ -29,15 +30,27 @@ impl Machine {
             _ if time.stolen_time == StolenTimeArg::User => StolenTimeArg::User,
             _ => StolenTimeArg::On,
         };
+        let live = self.time.live_physical_time();
+        let frequency_hz = live.as_ref().map(|live| live.frequency_hz);
+        let pv = frequency_hz.map(Frequency::from_hz).transpose()?;
+        time.live_physical_time =
+            Some(pv.map_or(LivePhysicalTimeArg::Off, LivePhysicalTimeArg::On));
+        time.paused_time = Some(match self.time.paused_time() {
+            Some(_) => SwitchArg::On,
+            None => SwitchArg::Off,
+        });
         Ok(Offer {
             who: Host::who(id),
             id: id.into(),
             dry_run,
             architecture: std::env::consts::ARCH.into(),
-            counter_frequency_hz: frequency_hz()?,
+            counter_frequency_hz: frequency()?.hz(),
             wall_error_ns: wall_error_ns(),
             counter_offset: self.time.counters() == CounterScope::Both,
-            live: None,
+            live: live.map(|live| LiveOffer {
+                pv_frequency_hz: live.frequency_hz,
+                found: live.claimed,
+            }),
             time,
             memory: ranges(&self.memory),
             vcpus: self.affinities.len() as u64,
@@ -57,7 +70,8 @@ impl Machine {
     /// What KVM refuses.
     pub fn log_dirty(&self, on: bool) -> Result<()> {
         let flags = if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
-        set_memory_slot(&self.vm, &self.memory, flags).context("cannot log the guest's writes")
+        set_memory_slot(&self.vm, RAM_SLOT, &self.memory, flags)
+            .context("cannot log the guest's writes")
     }
 
     /// The pages that were written to since the log began, or since this was asked last. Nothing

@@ -10,8 +10,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::faulty::Cut;
 use super::pair;
-use crate::cli::{PolicyArg, StolenTimeArg, TimeArgs};
+use crate::cli::{PolicyArg, StolenTimeArg, SwitchArg, TimeArgs};
 use crate::event::Event;
+use crate::generation::Generation;
 use crate::layout::RAM;
 use crate::migration::dirty::DirtyPages;
 use crate::migration::frame::Channel;
@@ -134,6 +135,8 @@ pub fn offer() -> Offer {
         time: TimeArgs {
             stolen_time: StolenTimeArg::On,
             stolen_time_period: 100,
+            live_physical_time: None,
+            paused_time: Some(SwitchArg::On),
             on_pause: PolicyArg::Freeze,
             on_restore: PolicyArg::Freeze,
             on_migrate: PolicyArg::Advance,
@@ -191,6 +194,7 @@ pub fn machine() -> MachineState {
             }],
         },
         devices: DeviceStates::default(),
+        generation: Generation::default(),
     }
 }
 
