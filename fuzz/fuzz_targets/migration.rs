@@ -167,7 +167,7 @@ impl Model {
 fn place(address: u64, bytes: u64) -> Option<core::ops::Range<usize>> {
     let start = usize::try_from(address.checked_sub(RAM)?).ok()?;
     let end = start.checked_add(usize::try_from(bytes).ok()?)?;
-    (end <= MEMORY && bytes <= PIECE && start < MEMORY).then_some(start..end)
+    (end <= MEMORY && (1..=PIECE).contains(&bytes)).then_some(start..end)
 }
 
 /// A stream with right headers.

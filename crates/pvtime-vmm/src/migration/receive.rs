@@ -214,7 +214,8 @@ fn clear(frame: &Frame<'_>, memory: &GuestMemoryMmap) -> Result<(), StreamError>
     Ok(())
 }
 
-/// Refuses what is not memory of this VM, and what is more of it than one frame is for.
+/// Refuses what is not memory of this VM, what is more of it than one frame is for, and nothing,
+/// which has no place to check.
 fn check(
     frame: &Frame<'_>,
     memory: &GuestMemoryMmap,
@@ -223,7 +224,8 @@ fn check(
 ) -> Result<(), StreamError> {
     let length = usize::try_from(bytes).ok();
     let fits = length.is_some_and(|it| {
-        it <= super::frame::MEMORY_BYTES && memory.check_range(GuestAddress(address), it)
+        (1..=super::frame::MEMORY_BYTES).contains(&it)
+            && memory.check_range(GuestAddress(address), it)
     });
     if fits {
         return Ok(());

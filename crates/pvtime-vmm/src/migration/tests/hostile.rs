@@ -159,7 +159,12 @@ fn memory_outside_the_map_is_refused() {
             .memory(address, &[1; 4096])
             .refused("which is no memory of the VM");
     }
+    Forged::accepted()
+        .round(0)
+        .memory(end, &[])
+        .refused("it is for 0 bytes");
     for (address, length) in [
+        (RAM, 0),
         (RAM - 1, 1),
         (end, 1),
         (RAM, MEMORY_BYTES + 1),
