@@ -15,6 +15,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+mod moving;
+
+pub use moving::{MigrationReport, Receiver, Transfer};
+
 /// Longest time from the start of the VMM to the guest program's first report.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
 

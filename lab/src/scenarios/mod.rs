@@ -17,6 +17,7 @@ mod kvm_tests;
 mod ledger;
 mod lpt;
 mod lpt_chain;
+mod migrate_same_frequency;
 mod own_figure;
 mod pause_advance;
 mod pause_freeze;
@@ -69,6 +70,7 @@ pub const ALL: &[Scenario] = &[
     pause_freeze::SCENARIO,
     pause_advance::SCENARIO,
     ledger::SCENARIO,
+    migrate_same_frequency::SCENARIO,
     watchdog::SCENARIO,
     timers_survive::SCENARIO,
     generation::SCENARIO,
