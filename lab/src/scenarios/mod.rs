@@ -5,6 +5,7 @@ mod bare_checks;
 pub mod bench;
 mod boot;
 mod canary;
+mod clock_reader;
 pub mod demo;
 mod el1;
 mod four_vcpus;
@@ -16,6 +17,7 @@ mod kvm_tests;
 mod ledger;
 mod lpt;
 mod lpt_chain;
+mod migrate_same_frequency;
 mod moves;
 mod own_figure;
 mod pause_advance;
@@ -84,6 +86,7 @@ pub const ALL: &[Scenario] = &[
     snapshot_advance::SCENARIO,
     snapshot_killed::SCENARIO,
     ledger::SCENARIO,
+    migrate_same_frequency::SCENARIO,
     watchdog::SCENARIO,
     timers_survive::SCENARIO,
     generation::SCENARIO,

@@ -396,14 +396,14 @@ impl Move {
     fn check_error(&self, name: &str) -> Check {
         let shown_ns = i128::from(self.pause.ns(self.pause.shown_ticks()));
         let (stop, resume) = (&self.pause.stop, &self.pause.resume);
-        let bound_ns = resume.gap.as_ref().and_then(|gap| gap.error_ns);
+        let stated_ns = resume.gap.as_ref().and_then(|gap| gap.error_ns);
         if !self.is_far {
             let passed = resume.after.host.wrapping_sub(stop.after.host);
             let error_ns = shown_ns - i128::from(self.pause.ns(passed));
             return check_error(error_ns, 100.0, format!("{name}, on the same host"));
         }
         let lab_us = self.passed_error.as_secs_f64() * 1e6;
-        let bound_us = bound_ns.map_or(f64::NAN, |ns| seconds(ns.into()) * 1e6);
+        let bound_us = stated_ns.map_or(f64::NAN, |ns| seconds(ns.into()) * 1e6);
         let detail = format!(
             "{name}, to another host over {:.1} s; the record states {bound_us:.0} us, and the lab's \
              own reading is good to {lab_us:.0} us",
@@ -414,16 +414,21 @@ impl Move {
 }
 
 fn check_error(error_ns: i128, most_us: f64, detail: String) -> Check {
-    let error_us = seconds(error_ns).abs() * 1e6;
-    Check::new("counter_error_us", error_us, Limit::AtMost(most_us), "us").with_detail(detail)
+    let measured_us = seconds(error_ns).abs() * 1e6;
+    Check::new(
+        "counter_error_us",
+        measured_us,
+        Limit::AtMost(most_us),
+        "us",
+    )
+    .with_detail(detail)
 }
 
 fn resumption(guest: &Guest, host: &mut Host) -> Result<Adjustment> {
-    let found = guest
-        .records(host)?
-        .into_iter()
-        .rfind(|it| it.event == "resume");
-    found.with_context(|| format!("no resumption was recorded of guest {}", guest.name()))
+    let mut records = guest.adjustments(host)?.into_iter();
+    let found = records.rfind(|record| record["event"] == "resume");
+    let found = found.with_context(|| format!("guest {} was not resumed", guest.name()))?;
+    serde_json::from_value(found).context("cannot understand the record of a resumption")
 }
 
 fn keep_adjustments(guest: &Guest, host: &mut Host, stage: &mut Stage) -> Result<()> {
