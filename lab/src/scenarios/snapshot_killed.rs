@@ -323,7 +323,7 @@ impl Tally {
         let half = self.half.first().map_or("", String::as_str);
         let known = number(self.restored + self.refused);
         let all = Limit::Equals(number(POINTS));
-        let some = Limit::AtLeast(number(POINTS / 5));
+        let some = Limit::AtLeast(1.0);
         vec![
             count("half_restored", self.half.len()).with_detail(format!("{told}: {half}")),
             Check::new("refused_or_restored", known, all, "points").with_detail(detail),
