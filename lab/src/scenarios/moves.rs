@@ -312,6 +312,8 @@ impl Departure {
         let least = self.stopped.elapsed();
         let arguments = ["restore", folder, "--on-restore", on_restore];
         let mut guest = Guest::spawn(name, true, &arguments, host)?;
+        // While the lab asks again the spinning vCPU gets its turn: the answers are another thread's.
+        let arrived = guest.sample(host)?;
         let spins = guest.spins(host)?;
         let most = self.asked.elapsed();
         let after = guest.status(host)?;
@@ -321,7 +323,7 @@ impl Departure {
         if spins.is_empty() {
             bail!("no vCPU of guest {name} spins");
         }
-        let samples = (self.sample, guest.sample(host)?);
+        let samples = (self.sample, arrived);
         let clock_work_us = clock_work_us(name, host)?;
         guest.pin(host, &[0], &[1])?;
         let one = Move {
@@ -451,4 +453,107 @@ fn clock_work_us(name: &str, host: &mut Host) -> Result<f64> {
 #[expect(clippy::cast_precision_loss, reason = "exact up to a hundred days")]
 fn seconds(ns: i128) -> f64 {
     ns as f64 / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{Counters, Gap};
+    use crate::status::{Generation, Structure, VcpuStatus};
+
+    const MS: u64 = 1_000_000;
+
+    fn status(run_delay_ns: u64, stolen_ns: u64) -> Status {
+        let structure = Structure {
+            address: 0,
+            claimed: true,
+            stolen_ns,
+        };
+        Status {
+            elapsed_ns: 0,
+            generation: Generation::default(),
+            vcpus: vec![VcpuStatus {
+                thread_id: 1,
+                run_ns: 0,
+                run_delay_ns,
+                stolen_time: Some(structure),
+            }],
+        }
+    }
+
+    fn record(host: u64, guest: u64) -> Adjustment {
+        let at = Counters {
+            host,
+            guest,
+            frequency_hz: 1_000_000_000,
+        };
+        Adjustment {
+            sequence: 1,
+            wall_ns: 0,
+            event: String::new(),
+            policy: None,
+            gap: Some(Gap {
+                ns: 0,
+                error_ns: Some(MS),
+            }),
+            hidden_ns: 0,
+            shown_ticks: None,
+            before: at,
+            after: at,
+        }
+    }
+
+    /// A move over which the guest's counter shows a second.
+    fn one(is_far: bool, passed_ns: u64, delay_and_stolen_ns: (u64, u64)) -> Move {
+        let sample = Sample {
+            sequence: 0,
+            cpu: 0,
+            counter_before: 1000,
+            monotonic_ns: 0,
+            monotonic_raw_ns: 0,
+            boottime_ns: 0,
+            realtime_ns: 0,
+            counter_after: 1000,
+            steal_ns: [Some(0)].into_iter().collect(),
+        };
+        Move {
+            is_far,
+            passed_ns: passed_ns.into(),
+            passed_error: Duration::from_micros(500),
+            uptime_difference_s: 0.0,
+            clock_work_us: 0.0,
+            pause: Pause {
+                kept: (Duration::ZERO, Duration::ZERO),
+                stop: record(0, 1000),
+                resume: record(passed_ns, 1000 + 1000 * MS),
+                before: status(0, 10 * MS),
+                after: status(delay_and_stolen_ns.0, delay_and_stolen_ns.1),
+                held_up: Duration::ZERO,
+                spins: Vec::new(),
+                samples: (sample.clone(), sample),
+            },
+        }
+    }
+
+    #[test]
+    fn stolen_time_is_neither_lost_nor_made_up() {
+        let figures = |delay, stolen| {
+            let it = one(true, 0, (delay, stolen));
+            (it.stolen_loss_ns(), it.stolen_beyond_run_delay_ns())
+        };
+        assert_eq!(figures(2 * MS, 12 * MS), (0.0, 0.0));
+        assert!(figures(2 * MS, 10 * MS - 1).0 > 0.5);
+        assert!(figures(2 * MS, 12 * MS + 1).1 > 0.5);
+    }
+
+    #[test]
+    fn what_the_counter_shows_is_what_passed() {
+        let passes = |is_far, passed_ns| one(is_far, passed_ns, (0, 0)).check_error("one").pass;
+        assert!(passes(false, 1000 * MS + 100_000));
+        assert!(!passes(false, 1000 * MS + 101_000));
+        // The record's bound of a millisecond, and half of one of the lab's.
+        assert!(passes(true, 1001 * MS + 500_000));
+        assert!(!passes(true, 1001 * MS + 501_000));
+        assert!(!passes(true, 0));
+    }
 }
