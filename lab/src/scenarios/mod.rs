@@ -20,6 +20,7 @@ mod own_figure;
 mod pause_advance;
 mod pause_freeze;
 mod pauses;
+mod physical_counter;
 mod restore_frequencies;
 mod stolen_time;
 mod stolen_time_off;
@@ -67,6 +68,7 @@ pub const ALL: &[Scenario] = &[
     restore_frequencies::SCENARIO,
     pause_freeze::SCENARIO,
     pause_advance::SCENARIO,
+    physical_counter::SCENARIO,
     ledger::SCENARIO,
     watchdog::SCENARIO,
     timers_survive::SCENARIO,
