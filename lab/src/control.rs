@@ -121,16 +121,6 @@ impl Guest {
         Ok(drawn)
     }
 
-    /// The same, as far as the lab judges them.
-    ///
-    /// # Errors
-    /// As [`Self::adjustments`].
-    pub fn records(&self, host: &mut Host) -> Result<Vec<Adjustment>> {
-        let records = self.adjustments(host)?.into_iter();
-        let records = records.map(|record| serde_json::from_value(record).map_err(Into::into));
-        records.collect()
-    }
-
     /// Where each vCPU's time went, up to now.
     ///
     /// # Errors

@@ -7,13 +7,17 @@ use crate::machine::{HostFile, HostSpec};
 use crate::sightings::Sightings;
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
-use guest_protocol::report::Hello;
+use guest_protocol::report::{Hello, Program};
 use guest_protocol::{Action, Body, LineBuffer, MAX_LINE, Report, Request, Workload};
 use lab_agent::message::{Exit, Spawn, Spawned};
 use std::collections::VecDeque;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+mod moving;
+
+pub use moving::{MigrationReport, Receiver, Transfer};
 
 /// Longest time from the start of the VMM to the guest program's first report.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -120,16 +124,18 @@ impl Guest {
     /// # Errors
     /// When the host refuses.
     pub fn start(spec: &GuestSpec, host: &mut Host) -> Result<Self> {
-        let (kernel, initramfs) = (host.path_of("Image")?, host.path_of("guest.cpio")?);
-        let el1 = host.path_of("el1")?;
-        let mut arguments = vec!["run"];
-        arguments.extend(match spec.image {
-            GuestImage::Linux => vec!["--kernel", &kernel, "--initramfs", &initramfs],
-            GuestImage::El1 => vec!["--kernel", &el1],
-        });
+        let (kernel, initramfs) = match spec.image {
+            GuestImage::Linux => ("Image", Some(host.path_of("guest.cpio")?)),
+            GuestImage::El1 => ("el1", None),
+        };
+        let kernel = host.path_of(kernel)?;
+        let mut argv = vec!["run", "--kernel", &kernel];
+        if let Some(initramfs) = &initramfs {
+            argv.extend(["--initramfs", initramfs]);
+        }
         let (cmdline, memory) = (command_line(spec), spec.memory_mib.to_string());
         let cpus = spec.cpus.to_string();
-        arguments.extend([
+        argv.extend([
             "--cmdline",
             &cmdline,
             "--memory",
@@ -141,9 +147,9 @@ impl Guest {
             "--on-pause",
             spec.on_pause,
         ]);
-        arguments.extend(spec.vmm_options);
+        argv.extend(spec.vmm_options);
         let is_busy = spec.workload != Workload::Idle;
-        Self::spawn(spec.name, is_busy, &arguments, host)
+        Self::spawn(spec.name, is_busy, &argv, host)
     }
 
     /// Has a guest go on that was saved in a folder on this host. Its program does not introduce
@@ -238,8 +244,10 @@ impl Guest {
             Body::Hello(hello) => hello,
             other => bail!("guest {} sent {other:?} for a hello", self.name),
         };
-        // What is done to its time later lies after this one.
-        self.sample(host)?;
+        // What is done to its time later lies after this one. Only Linux has such clocks.
+        if hello.program == Program::Linux {
+            self.sample(host)?;
+        }
         Ok(hello)
     }
 

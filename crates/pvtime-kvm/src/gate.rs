@@ -20,6 +20,7 @@ mod member;
 
 pub use member::{Member, Passing};
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -207,12 +208,10 @@ impl<C> Gate<C> {
         (state, Ok(()))
     }
 
-    /// Opens a gate that was closed; nothing happens to one that is open or stopped.
+    /// Opens a gate that was closed, once every member is ready; nothing happens to one that is open
+    /// or stopped.
     pub fn open(&self) {
-        let mut state = self.lock();
-        if matches!(state.position, Position::Closed | Position::Opening) {
-            self.set(&mut state, Position::Open);
-        }
+        let Ok(()) = self.open_after(|| Ok::<_, Infallible>(()));
     }
 
     /// Has every member of a closed gate get ready, does `last`, and opens the gate: nothing is
@@ -232,12 +231,20 @@ impl<C> Gate<C> {
         }
         drop(state);
         let result = last();
-        if result.is_ok() {
-            self.open();
-        } else if was_closed {
-            self.call_off();
+        if was_closed {
+            match result {
+                Ok(_) => self.let_pass(),
+                Err(_) => self.call_off(),
+            }
         }
         result
+    }
+
+    fn let_pass(&self) {
+        let mut state = self.lock();
+        if state.position == Position::Opening {
+            self.set(&mut state, Position::Open);
+        }
     }
 
     /// Closes a gate that was about to open.

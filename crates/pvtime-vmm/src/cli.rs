@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use clap::builder::styling::Styles;
@@ -7,9 +8,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use pvtime::host::timeline::Policy;
 use pvtime::scale::Frequency;
 use pvtime_kvm::{PV_FREQUENCY_HZ, SavedTime, StolenTimeChoice};
+use serde::{Deserialize, Serialize};
 
+use crate::api::requests::DEFAULT_DOWNTIME_MS;
 use crate::console::Destination;
 use crate::layout::{END, MAX_VCPUS, RAM};
+use crate::migration::address::Address;
 
 /// Runs virtual machines whose clocks are right.
 #[derive(Debug, Parser)]
@@ -47,6 +51,95 @@ pub enum Command {
     Probe(ProbeArgs),
     /// Ask a running VM, and tell it what to do
     Ctl(CtlArgs),
+    /// Move a running VM to another host
+    Migrate(MigrateArgs),
+    /// Await a VM from another host, and run it
+    Receive(ReceiveArgs),
+}
+
+const MIGRATE_EXAMPLES: &str = "\
+Examples:
+  pvtime migrate vm.sock tcp:other.example:7001 --dry-run
+  pvtime migrate vm.sock tcp:other.example:7001 --downtime 100 --bandwidth 200
+  pvtime migrate vm.sock unix:/run/other.sock --json
+
+The other host is asked before any memory moves: a VM that it cannot go on with stays and does not
+notice. Ctrl-C calls the migration off, and the VM runs on here. docs/migration.md says what each
+failure leaves.
+Exit status: 0 when the VM was moved, or would be accepted; 1 when it was not, or would not.";
+
+/// A VM and where it goes.
+#[derive(Debug, Args)]
+#[command(after_help = MIGRATE_EXAMPLES)]
+pub struct MigrateArgs {
+    /// What the VM's --api-socket was given
+    #[arg(value_name = "SOCKET")]
+    pub socket: PathBuf,
+
+    /// Where `pvtime receive` waits: tcp:HOST:PORT or unix:PATH
+    #[arg(value_name = "DESTINATION")]
+    pub destination: Address,
+
+    /// Ask whether the VM could go there, and no more
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Send no more than this while the guest runs
+    #[arg(long, value_name = "MIB/S")]
+    pub bandwidth: Option<NonZero<u32>>,
+
+    /// Stop the guest when what is left would take so long, in ms
+    #[arg(long, value_name = "MS", default_value_t = DEFAULT_DOWNTIME_MS)]
+    pub downtime: u32,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// How the stream is kept from others.
+    #[command(flatten)]
+    pub security: SecurityArgs,
+}
+
+const RECEIVE_EXAMPLES: &str = "\
+Examples:
+  pvtime receive tcp:0.0.0.0:7001 --api-socket vm.sock --insecure
+  pvtime receive unix:/run/other.sock --console guest.log
+
+The VM brings its name, its memory, its vCPUs and how its time is kept. Whoever asks for what this
+host cannot do is told so, and the next is awaited.";
+
+/// Where a VM is awaited.
+#[derive(Debug, Args)]
+#[command(after_help = RECEIVE_EXAMPLES)]
+pub struct ReceiveArgs {
+    /// Where to wait: tcp:HOST:PORT or unix:PATH
+    #[arg(value_name = "ADDRESS")]
+    pub address: Address,
+
+    /// Where its console goes: stdio, off or a file
+    #[arg(long, value_name = "DEST", default_value = "stdio")]
+    pub console: Destination,
+
+    /// Where its second serial port goes: stdio, off or a file; one port can have stdio
+    #[arg(long, value_name = "DEST", default_value = "off")]
+    pub serial: Destination,
+
+    /// A Unix socket to make, for `pvtime ctl`; without it nobody can decide about a VM in doubt
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: Option<PathBuf>,
+
+    /// How the stream is kept from others.
+    #[command(flatten)]
+    pub security: SecurityArgs,
+}
+
+/// How a migration's stream is kept from others.
+#[derive(Clone, Debug, Args)]
+pub struct SecurityArgs {
+    /// Let the guest's memory cross the network in the clear, for everybody there to read and change
+    #[arg(long)]
+    pub insecure: bool,
 }
 
 const RUN_EXAMPLES: &str = "\
@@ -158,8 +251,9 @@ fn vm_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// How a VM's time is kept.
-#[derive(Clone, Copy, Debug, Args)]
+/// How a VM's time is kept. It goes with the VM to another host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[command(next_help_heading = "Time")]
 pub struct TimeArgs {
     /// Whether the guest is told the time that the host's scheduler withheld: auto is on where the
@@ -190,6 +284,10 @@ pub struct TimeArgs {
     /// What they do between a snapshot and its restoration
     #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
     pub on_restore: PolicyArg,
+
+    /// What they do while the VM is on its way to another host
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
+    pub on_migrate: PolicyArg,
 }
 
 impl TimeArgs {
@@ -212,12 +310,30 @@ impl TimeArgs {
 }
 
 /// `--live-physical-time`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum LivePhysicalTimeArg {
     /// Off
     Off,
     /// On, at this frequency
     On(Frequency),
+}
+
+impl TryFrom<String> for LivePhysicalTimeArg {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        live_physical_time(&text)
+    }
+}
+
+impl From<LivePhysicalTimeArg> for String {
+    fn from(arg: LivePhysicalTimeArg) -> Self {
+        match arg {
+            LivePhysicalTimeArg::Off => "off".into(),
+            LivePhysicalTimeArg::On(frequency) => frequency.hz().to_string(),
+        }
+    }
 }
 
 fn live_physical_time(text: &str) -> Result<LivePhysicalTimeArg, String> {
@@ -236,7 +352,8 @@ fn live_physical_time(text: &str) -> Result<LivePhysicalTimeArg, String> {
 }
 
 /// On or off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SwitchArg {
     /// On, or an error
     On,
@@ -245,7 +362,8 @@ pub enum SwitchArg {
 }
 
 /// `--on-…`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum PolicyArg {
     /// They do not move
     #[default]
@@ -264,7 +382,8 @@ impl From<PolicyArg> for Policy {
 }
 
 /// `--stolen-time`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum StolenTimeArg {
     /// On where the host can
     #[default]
@@ -371,6 +490,9 @@ pub enum CtlCommand {
     },
     /// Let them go on
     Resume {
+        /// Of a VM in doubt, after making sure that the other host does not run it
+        #[arg(long)]
+        take_over: bool,
         /// Print what was done as JSON, one record a line
         #[arg(long)]
         json: bool,

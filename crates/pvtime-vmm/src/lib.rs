@@ -21,6 +21,8 @@ pub mod history;
 pub mod kernel;
 pub mod kvm;
 pub mod layout;
+pub mod migrate;
+pub mod migration;
 pub mod probe;
 pub mod snapshot;
 pub mod state;
@@ -29,7 +31,11 @@ mod table;
 #[cfg(target_arch = "aarch64")]
 mod input;
 #[cfg(target_arch = "aarch64")]
+mod leaving;
+#[cfg(target_arch = "aarch64")]
 pub mod machine;
+#[cfg(target_arch = "aarch64")]
+mod receive;
 #[cfg(target_arch = "aarch64")]
 pub mod run;
 #[cfg(target_arch = "aarch64")]
@@ -46,7 +52,7 @@ pub mod run {
     use anyhow::{Result, bail};
 
     use crate::boot::Boot;
-    use crate::cli::{RestoreArgs, RunArgs};
+    use crate::cli::{ReceiveArgs, RestoreArgs, RunArgs};
     use crate::snapshot::Snapshot;
 
     /// # Errors
@@ -61,6 +67,13 @@ pub mod run {
     /// Always.
     pub fn restore(_: &RestoreArgs, _: Snapshot) -> Result<ExitCode> {
         no_host("restore")
+    }
+
+    /// # Errors
+    ///
+    /// Always.
+    pub fn receive(_: &ReceiveArgs) -> Result<ExitCode> {
+        no_host("receive")
     }
 
     fn no_host(command: &str) -> Result<ExitCode> {

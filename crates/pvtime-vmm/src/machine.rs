@@ -5,6 +5,8 @@
     reason = "KVM is given the addresses of the guest's memory"
 )]
 
+pub mod arriving;
+mod leaving;
 mod saved;
 
 use std::io::Write;
@@ -44,6 +46,7 @@ use crate::layout::{
 };
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
+use crate::state::profile::CpuProfile;
 use crate::{entropy, fdt, kvm};
 
 /// What to build.
@@ -80,6 +83,10 @@ pub struct Machine {
     vcpu_init: kvm_vcpu_init,
     /// Of each vCPU, in order.
     affinities: Vec<u64>,
+    /// What its first vCPU is, which is what each of them is.
+    profile: CpuProfile,
+    /// How its time is kept, as it was asked for.
+    time_args: TimeArgs,
     gic: DeviceFd,
     vm: Arc<VmFd>,
     /// Which generation of its VM the machine is.
@@ -87,6 +94,20 @@ pub struct Machine {
     /// Dropped after everything that lets the guest reach it, as is the next.
     memory: GuestMemoryMmap,
     _generation_page: GuestMemoryMmap,
+}
+
+/// A machine without a state.
+pub struct Blank {
+    vm: Arc<VmFd>,
+    vcpus: Vec<(VcpuFd, VcpuTime)>,
+    time: Arc<VmTime>,
+    vcpu_init: kvm_vcpu_init,
+    affinities: Vec<u64>,
+    gic: DeviceFd,
+    config: MachineConfig,
+    /// Dropped after everything that lets a guest reach it, as is the next.
+    memory: GuestMemoryMmap,
+    generation_page: GuestMemoryMmap,
 }
 
 /// A serial port and the event that its input has been read.
@@ -116,7 +137,7 @@ impl Machine {
         let host = Host::open(&config)?;
         let memory_mib = config.memory_mib;
         let memory = guest_memory(memory_mib)?;
-        let machine = Self::assemble(&host, config, memory, Generation::first()?, None)?;
+        let machine = Blank::new(&host, config, memory)?.finish(Generation::first()?, None)?;
         machine.load(memory_mib, boot)?;
         Ok(machine)
     }
@@ -124,63 +145,6 @@ impl Machine {
     /// MiB of its memory.
     pub fn memory_mib(&self) -> u64 {
         self.memory.iter().map(GuestMemoryRegion::len).sum::<u64>() >> 20
-    }
-
-    /// Builds a machine around its memory; in `state` if there is one, else as it is when turned
-    /// on.
-    fn assemble(
-        host: &Host,
-        config: MachineConfig,
-        memory: GuestMemoryMmap,
-        generation: Generation,
-        state: Option<&MachineState>,
-    ) -> Result<Self> {
-        let vm = host.kvm.create_vm();
-        let vm = Arc::new(vm.context("cannot create a virtual machine")?);
-        take_undecodable_accesses(&vm)?;
-        set_memory_slot(&vm, RAM_SLOT, &memory, 0)?;
-        let generation_page = generation_page(generation)?;
-        set_memory_slot(&vm, GENERATION_SLOT, &generation_page, KVM_MEM_READONLY)?;
-        let time = VmTime::new(&vm, &host.time, time_config(&config)?)?;
-        let vcpu_init = vcpu_init(&vm)?;
-        let vcpus = create_vcpus(&vm, config.cpus, vcpu_init, &time)?;
-        let affinities: Vec<u64> = vcpus
-            .iter()
-            .map(|(vcpu, _)| affinity(vcpu))
-            .collect::<Result<_>>()?;
-        let gic = create_gic(&vm)?;
-        if let Some(interrupt) = time.paused_time_interrupt() {
-            vm.register_irqfd(interrupt, PAUSED_TIME_SPI)
-                .context("cannot connect the interrupt of paused time")?;
-        }
-        let devices = match state {
-            Some(state) => {
-                saved::restore_vcpus(&vcpus, &state.vcpus, &vcpu_init)?;
-                state.gic.restore(&gic, &affinities)?;
-                &state.devices
-            }
-            None => &DeviceStates::default(),
-        };
-        let mut bus = Bus::default();
-        let console = insert_port(&vm, &mut bus, CONSOLE, config.console, &devices.console)?;
-        let serial = insert_port(&vm, &mut bus, SERIAL, config.serial, &devices.serial)?;
-        let rtc = Arc::new(Mutex::new(Rtc::from_state(&devices.rtc, NoEvents)));
-        bus.insert(RTC, rtc.clone());
-        Ok(Self {
-            vcpus,
-            bus: Arc::new(bus),
-            console,
-            serial,
-            rtc,
-            time,
-            vcpu_init,
-            affinities,
-            gic,
-            vm,
-            generation,
-            memory,
-            _generation_page: generation_page,
-        })
     }
 
     /// Raises the interrupt by which the guest learns that it is another generation: before its
@@ -212,6 +176,93 @@ impl Machine {
     /// Hands over the vCPUs, in order, to be run and dropped before the machine is.
     pub fn take_vcpus(&mut self) -> Vec<(VcpuFd, VcpuTime)> {
         std::mem::take(&mut self.vcpus)
+    }
+}
+
+impl Blank {
+    /// Builds a machine around its memory, all but its devices.
+    fn new(host: &Host, config: MachineConfig, memory: GuestMemoryMmap) -> Result<Self> {
+        let vm = host.kvm.create_vm();
+        let vm = Arc::new(vm.context("cannot create a virtual machine")?);
+        take_undecodable_accesses(&vm)?;
+        set_memory_slot(&vm, RAM_SLOT, &memory, 0)?;
+        let generation_page = generation_page()?;
+        set_memory_slot(&vm, GENERATION_SLOT, &generation_page, KVM_MEM_READONLY)?;
+        let time = VmTime::new(&vm, &host.time, time_config(&config)?)?;
+        let vcpu_init = vcpu_init(&vm)?;
+        let vcpus = create_vcpus(&vm, config.cpus, vcpu_init, &time)?;
+        let affinities: Vec<u64> = vcpus
+            .iter()
+            .map(|(vcpu, _)| affinity(vcpu))
+            .collect::<Result<_>>()?;
+        let gic = create_gic(&vm)?;
+        if let Some(interrupt) = time.paused_time_interrupt() {
+            vm.register_irqfd(interrupt, PAUSED_TIME_SPI)
+                .context("cannot connect the interrupt of paused time")?;
+        }
+        Ok(Self {
+            vm,
+            vcpus,
+            time,
+            vcpu_init,
+            affinities,
+            gic,
+            config,
+            memory,
+            generation_page,
+        })
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// Makes it that generation of its VM and puts a state into it if there is one; else it is as
+    /// when it is turned on.
+    ///
+    /// # Errors
+    ///
+    /// What this host cannot go on with.
+    ///
+    /// # Panics
+    ///
+    /// If the state has other vCPUs than the machine.
+    pub fn finish(self, generation: Generation, state: Option<&MachineState>) -> Result<Machine> {
+        let Self { vm, config, .. } = self;
+        self.generation_page
+            .write_slice(&generation.id.0, GuestAddress(GENERATION.base))
+            .expect("the page is longer than that");
+        let devices = match state {
+            Some(state) => {
+                saved::restore_vcpus(&self.vcpus, &state.vcpus, &self.vcpu_init)?;
+                state.gic.restore(&self.gic, &self.affinities)?;
+                &state.devices
+            }
+            None => &DeviceStates::default(),
+        };
+        let mut bus = Bus::default();
+        let console = insert_port(&vm, &mut bus, CONSOLE, config.console, &devices.console)?;
+        let serial = insert_port(&vm, &mut bus, SERIAL, config.serial, &devices.serial)?;
+        let rtc = Arc::new(Mutex::new(Rtc::from_state(&devices.rtc, NoEvents)));
+        bus.insert(RTC, rtc.clone());
+        Ok(Machine {
+            profile: CpuProfile::read(&self.vcpus[0].0, &self.vcpu_init)?,
+            vm,
+            vcpus: self.vcpus,
+            bus: Arc::new(bus),
+            console,
+            serial,
+            rtc,
+            time: self.time,
+            vcpu_init: self.vcpu_init,
+            affinities: self.affinities,
+            time_args: config.time,
+            gic: self.gic,
+            generation,
+            memory: self.memory,
+            _generation_page: self.generation_page,
+        })
     }
 }
 
@@ -269,6 +320,7 @@ fn time_config(config: &MachineConfig) -> Result<VmTimeConfig> {
         policies: Policies {
             pause: config.time.on_pause.into(),
             restore: config.time.on_restore.into(),
+            migrate: config.time.on_migrate.into(),
             ..Policies::default()
         },
         negative_elapsed: NegativeElapsed::Refuse,
@@ -282,17 +334,14 @@ fn guest_memory(memory_mib: u64) -> Result<GuestMemoryMmap> {
         .with_context(|| format!("cannot get {memory_mib} MiB of memory for the guest"))
 }
 
-/// Memory that starts with a generation's identifier.
-fn generation_page(generation: Generation) -> Result<GuestMemoryMmap> {
+/// A page for a generation's identifier.
+fn generation_page() -> Result<GuestMemoryMmap> {
     let (base, bytes) = (
         GuestAddress(GENERATION.base),
         usize::try_from(GENERATION_BYTES)?,
     );
-    let page = GuestMemoryMmap::from_ranges(&[(base, bytes)])
-        .context("cannot get the page with the VM's generation")?;
-    page.write_slice(&generation.id.0, base)
-        .expect("the page is longer than that");
-    Ok(page)
+    GuestMemoryMmap::from_ranges(&[(base, bytes)])
+        .context("cannot get the page with the VM's generation")
 }
 
 /// Gives the guest memory of one range.

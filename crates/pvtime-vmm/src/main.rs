@@ -7,7 +7,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use pvtime_vmm::boot::Boot;
 use pvtime_vmm::cli::{self, Cli, Command};
-use pvtime_vmm::{ctl, failure, probe, run, snapshot};
+use pvtime_vmm::{ctl, failure, migrate, probe, run, snapshot};
 
 const HELP_FOR_NO_ARGUMENTS: ErrorKind = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 
@@ -43,5 +43,7 @@ fn command(command: Command) -> Result<ExitCode> {
         }
         Command::Probe(args) => probe::probe(args.json),
         Command::Ctl(args) => ctl::ctl(&args),
+        Command::Migrate(args) => migrate::migrate(&args),
+        Command::Receive(args) => run::receive(&args),
     }
 }

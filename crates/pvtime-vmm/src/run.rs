@@ -1,4 +1,4 @@
-//! `pvtime run` and `pvtime restore`: build a machine, run it to its end, and clean up.
+//! `pvtime run`, `pvtime restore` and `pvtime receive`: build a machine, run it to its end, and clean up.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use pvtime::host::Cause;
-use pvtime_kvm::{LIVE_PHYSICAL_TIME_LIMITS, SavedTime, VmTime};
+use pvtime_kvm::{LIVE_PHYSICAL_TIME_LIMITS, SavedTime};
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::backend::SignalDelivery;
@@ -17,11 +17,13 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::api;
 use crate::boot::Boot;
-use crate::cli::{RestoreArgs, RunArgs, VmArgs};
+use crate::cli::{ReceiveArgs, RestoreArgs, RunArgs, VmArgs};
 use crate::console::{Destination, RawTerminal};
 use crate::event::Event;
 use crate::input::Input;
 use crate::machine::{Machine, MachineConfig};
+use crate::migration::ownership::{Owner, Ownership};
+use crate::receive;
 use crate::snapshot::{Facts, Progress, Snapshot};
 use crate::status::Status;
 use crate::vcpu::{GuestStop, VcpuThreads};
@@ -41,9 +43,11 @@ enum Stop {
 /// Whatever the host refuses; files and sizes were checked before.
 pub fn run(args: &RunArgs, mut boot: Boot) -> Result<ExitCode> {
     let signals = catch_signals()?;
-    let config = config(&args.vm, args.memory, args.cpus, None)?;
+    let config = machine_config(&args.vm, args.memory, args.cpus, None)?;
     let machine = Machine::new(config, &mut boot)?;
-    drive(&args.vm, machine, signals, VmTime::start)
+    drive(&args.vm, machine, signals, |machine, _| {
+        Ok(machine.time.start()?)
+    })
 }
 
 /// Lets a saved VM go on, to its end.
@@ -59,7 +63,7 @@ pub fn restore(args: &RestoreArgs, snapshot: Snapshot) -> Result<ExitCode> {
         ..
     } = *snapshot.facts();
     let time = snapshot.time()?;
-    let config = config(
+    let config = machine_config(
         &args.vm,
         memory_bytes >> 20,
         u64::try_from(vcpus)?,
@@ -67,13 +71,34 @@ pub fn restore(args: &RestoreArgs, snapshot: Snapshot) -> Result<ExitCode> {
     )?;
     config.check_saved(&time)?;
     let (machine, time) = Machine::restore(config, snapshot, &mut progress("loading"))?;
-    drive(&args.vm, machine, signals, |vm| {
-        vm.restore(&time, Cause::Snapshot)?;
-        vm.resume()
+    drive(&args.vm, machine, signals, |machine, _| {
+        machine.time.restore(&time, Cause::Snapshot)?;
+        Ok(machine.time.resume()?)
     })
 }
 
-fn config(
+/// Awaits a VM from another host and lets it go on, to its end.
+///
+/// # Errors
+///
+/// Where nothing can be awaited, and what is wrong with a VM that arrived whole.
+pub fn receive(args: &ReceiveArgs) -> Result<ExitCode> {
+    let mut signals = catch_signals()?;
+    let Some(arrival) = receive::await_vm(args, signals.get_read())? else {
+        return finish(Stop::Signal(signals.pending().next().unwrap_or(SIGTERM)));
+    };
+    let (args, machine, takeover) = arrival.begin();
+    drive(&args, machine, signals, |machine, ownership| {
+        takeover.take(machine, ownership)
+    })
+}
+
+/// What a machine with these options is made of.
+///
+/// # Errors
+///
+/// Where a port has nowhere to go.
+pub fn machine_config(
     args: &VmArgs,
     memory_mib: u64,
     cpus: u64,
@@ -98,25 +123,32 @@ fn drive(
     args: &VmArgs,
     mut machine: Machine,
     mut signals: Signals,
-    begin: impl FnOnce(&VmTime) -> Result<(), pvtime_kvm::Error>,
+    begin: impl FnOnce(&Machine, &Ownership) -> Result<()>,
 ) -> Result<ExitCode> {
     let vcpus = machine.take_vcpus();
     let cpus = vcpus.len();
     let machine = Arc::new(machine);
     let (has_begun, stop) = (Arc::new(AtomicBool::new(false)), Event::new()?);
+    let (ownership, cancel) = (Arc::new(Ownership::default()), Event::new()?);
     let server = args.api_socket.as_deref().map(|path| {
-        let status = Status::new(&args.id, &machine, &has_begun, &stop)?;
+        let status = Status::new(&args.id, &machine, &has_begun, &stop, &ownership, &cancel)?;
         api::Server::start(path, status)
     });
     let server = server.transpose()?;
     let wake = Event::new()?;
     let threads = VcpuThreads::start(vcpus, &machine.time, &machine.bus, &wake)?;
-    begin(&machine.time)?;
+    begin(&machine, &ownership)?;
     has_begun.store(true, Ordering::Release);
     announce(cpus, &machine);
     let (terminal, mut input) = standard_input(args, &machine)?;
     let stop = wait(&mut signals, &threads, &wake, &stop, &mut input);
+    // A migration that is under way ends before the machine does.
+    cancel.raise();
     drop((threads, terminal, server));
+    if let Owner::Gone { to } = ownership.owner() {
+        eprintln!("pvtime: the VM is at {to} now");
+        return Ok(ExitCode::SUCCESS);
+    }
     finish(stop?)
 }
 

@@ -15,11 +15,17 @@ use time_figure::Sample;
 
 use crate::api::Vm;
 use crate::api::answers::{
-    Accounts, Ledger, LivePhysicalTime, PausedTime, StolenTime, Time, VcpuTime, VmState,
+    Accounts, Ledger, LivePhysicalTime, Migration, MigrationReport, PausedTime, StolenTime, Time,
+    VcpuTime, VmState,
 };
+use crate::api::requests::Migrate;
 use crate::event::Event;
 use crate::history::{self, History, Sampled};
+use crate::leaving::Leaving;
 use crate::machine::Machine;
+use crate::migration::monitor::{Monitor, Phase};
+use crate::migration::ownership::{Owner, Ownership};
+use crate::migration::report::Outcome;
 use crate::run::progress;
 use crate::snapshot;
 
@@ -31,6 +37,9 @@ pub struct Status {
     history: History,
     has_begun: Arc<AtomicBool>,
     stop: Event,
+    ownership: Arc<Ownership>,
+    monitor: Monitor,
+    cancel: Event,
 }
 
 impl Status {
@@ -45,8 +54,13 @@ impl Status {
         machine: &Arc<Machine>,
         has_begun: &Arc<AtomicBool>,
         stop: &Event,
+        ownership: &Arc<Ownership>,
+        cancel: &Event,
     ) -> Result<Self> {
         Ok(Self {
+            ownership: Arc::clone(ownership),
+            monitor: Monitor::default(),
+            cancel: cancel.clone(),
             id: id.into(),
             machine: Arc::clone(machine),
             time: Arc::clone(&machine.time),
@@ -63,6 +77,11 @@ impl Vm for Status {
     }
 
     fn state(&self) -> VmState {
+        match self.ownership.owner() {
+            Owner::Ours => {}
+            Owner::InDoubt => return VmState::InDoubt,
+            Owner::Gone { .. } => return VmState::Moved,
+        }
         match (
             self.has_begun.load(Ordering::Acquire),
             self.time.is_running(),
@@ -115,7 +134,45 @@ impl Vm for Status {
     }
 
     fn resume(&self) -> Result<()> {
+        self.ownership.check()?;
         Ok(self.time.resume()?)
+    }
+
+    fn take_over(&self) -> Result<()> {
+        self.ownership.take_over()?;
+        Ok(self.time.resume()?)
+    }
+
+    fn migrate(&self, request: &Migrate) -> Result<MigrationReport> {
+        self.cancel.clear();
+        self.monitor.begin(request.destination.to_string());
+        let leaving = Leaving {
+            id: &self.id,
+            machine: &self.machine,
+            ownership: &self.ownership,
+            request,
+        };
+        let report = leaving.leave(&self.monitor, &self.cancel);
+        let is_moved = report.as_ref().is_ok_and(|it| it.outcome == Outcome::Moved);
+        self.monitor.update(|it| {
+            it.phase = match &report {
+                Ok(_) if is_moved => Phase::Moved,
+                Ok(_) => Phase::Idle,
+                Err(_) => Phase::Failed,
+            }
+        });
+        if is_moved {
+            self.stop.raise();
+        }
+        report
+    }
+
+    fn migration(&self) -> Migration {
+        self.monitor.progress()
+    }
+
+    fn cancel_migration(&self) {
+        self.cancel.raise();
     }
 
     fn snapshot(&self, folder: &Path) -> Result<()> {

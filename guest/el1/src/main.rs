@@ -2,7 +2,7 @@
 //!
 //! It is an arm64 `Image` that a VMM boots where a kernel would be: at EL1, with a device tree. It
 //! turns on its MMU, caches and CPUs, finds every time interface that there is through
-//! [`pvtime::guest`] alone, keeps clocks, timers and a pattern in memory, and tells whoever runs it
+//! `pvtime::guest` alone, keeps clocks, timers and a pattern in memory, and tells whoever runs it
 //! what it saw, in the messages of `guest-protocol` over a serial port. `docs/guests.md` is its
 //! manual.
 //!

@@ -144,9 +144,10 @@ fn test(scene: &mut Scene, _: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn power_off(scene: &mut Scene, _: &mut Stage) -> Result<()> {
+fn power_off(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let mut host = scene.host.take().context("no host")?;
     let guest = scene.guest.take().context("no guest")?;
+    stage.keep_records(&guest, &mut host)?;
     guest.power_off(&mut host)?;
     host.power_off()
 }

@@ -130,7 +130,7 @@ fn see(scene: &mut Scene, stage: &mut Stage, case: &'static Case) -> Result<()> 
     let after = asked.interfaces()?;
     // The VMM lives, whatever the guest wrote where.
     guest.status(host)?;
-    stage.report.adjustments.extend(guest.adjustments(host)?);
+    stage.keep_records(&guest, host)?;
     guest.power_off(host)?;
     scene.seen.push(Seen {
         case,

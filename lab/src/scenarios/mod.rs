@@ -5,6 +5,7 @@ mod bare_checks;
 pub mod bench;
 mod boot;
 mod canary;
+mod clock_reader;
 pub mod demo;
 mod el1;
 mod four_vcpus;
@@ -16,6 +17,7 @@ mod kvm_tests;
 mod ledger;
 mod lpt;
 mod lpt_chain;
+mod migrate_same_frequency;
 mod own_figure;
 mod pause_advance;
 mod pause_freeze;
@@ -70,6 +72,7 @@ pub const ALL: &[Scenario] = &[
     pause_advance::SCENARIO,
     physical_counter::SCENARIO,
     ledger::SCENARIO,
+    migrate_same_frequency::SCENARIO,
     watchdog::SCENARIO,
     timers_survive::SCENARIO,
     generation::SCENARIO,

@@ -46,6 +46,8 @@ struct Published {
     thread: Pid,
     account: StolenAccount,
     claimed: bool,
+    /// It waits there, and what it waits for a CPU is not stolen.
+    at_gate: bool,
 }
 
 impl Publisher {
@@ -91,6 +93,7 @@ impl Publisher {
             thread,
             account,
             claimed: restored.is_some(),
+            at_gate: restored.is_some(),
         });
         Ok(())
     }
@@ -107,7 +110,25 @@ impl Publisher {
         Ok(())
     }
 
-    /// Brings every value up to now.
+    /// A vCPU's thread is at the gate from now on.
+    pub fn arrive(&self, index: usize) {
+        if let Some(vcpu) = &mut self.shared.lock()[index] {
+            // An error is for the publication, which meets it again.
+            let _ = vcpu.count();
+            vcpu.at_gate = true;
+        }
+    }
+
+    /// It leaves the gate.
+    pub fn leave(&self, index: usize) {
+        if let Some(vcpu) = &mut self.shared.lock()[index] {
+            vcpu.at_gate = false;
+            // As above.
+            let _ = vcpu.skip();
+        }
+    }
+
+    /// Brings every value up to now; that of a vCPU at the gate, up to its arrival.
     ///
     /// The error has the index of the first vCPU that has one; all others are published.
     pub fn publish(&self) -> Result<(), (usize, PublishError)> {
@@ -144,8 +165,18 @@ impl Shared {
 }
 
 impl Published {
+    fn count(&mut self) -> Result<(), PublishError> {
+        Ok(self.account.count(run_delay_ns(self.thread)?)?)
+    }
+
+    fn skip(&mut self) -> Result<(), PublishError> {
+        Ok(self.account.skip(run_delay_ns(self.thread)?)?)
+    }
+
     fn publish(&mut self, index: usize, structures: &Structures) -> Result<(), PublishError> {
-        self.account.count(run_delay_ns(self.thread)?)?;
+        if !self.at_gate {
+            self.count()?;
+        }
         let stored: Result<(), Infallible> = self.account.publish(|value| {
             structures.store(index, value);
             Ok(())

@@ -98,6 +98,23 @@ impl Stolen {
         Some(Ipa(structures.address(index).raw_value()))
     }
 
+    /// A vCPU's thread is at the gate from now on, where nothing is stolen from it.
+    pub fn arrive(&self, index: usize) {
+        if let Self::User(publisher) = self {
+            publisher.arrive(index);
+        }
+    }
+
+    /// It leaves the gate, where it waited for a CPU for so long.
+    pub fn leave(&self, index: usize, waited_ns: u64) {
+        match self {
+            Self::Off => {}
+            // KVM will add all that the thread waited since it was in the guest.
+            Self::Kernel(structures) => structures.lower(index, waited_ns),
+            Self::User(publisher) => publisher.leave(index),
+        }
+    }
+
     /// Starts a vCPU's value at 0 because its guest asked for the structure.
     pub fn restart(&self, index: usize) -> Result<(), Error> {
         match self {

@@ -25,6 +25,8 @@ struct Entries {
     thread: ThreadAccounts,
     /// From the start or the restoration on.
     ledger: Option<Ledger>,
+    /// The thread's run delay when it arrived at the gate.
+    arrived_ns: u64,
     /// What went wrong on the vCPU's thread, until somebody asks.
     failure: Option<AccountError>,
 }
@@ -52,6 +54,7 @@ impl VcpuAccount {
             entries: Mutex::new(Entries {
                 thread,
                 ledger: None,
+                arrived_ns: 0,
                 failure: None,
             }),
         })
@@ -69,11 +72,14 @@ impl VcpuAccount {
         entries.keep(entered);
     }
 
-    /// The thread leaves the gate, which was closed for this cause.
-    pub fn leave(&self, cause: Cause, is_off: bool) {
+    /// The thread leaves the gate, which was closed for this cause. Returns for how long, in ns, it
+    /// waited there for a CPU: part of the pause, and not stolen.
+    pub fn leave(&self, cause: Cause, is_off: bool) -> u64 {
         let mut entries = self.lock();
-        let entered = entries.leave(cause, is_off);
-        entries.keep(entered);
+        let waited = entries.leave(cause, is_off);
+        let waited_ns = *waited.as_ref().unwrap_or(&0);
+        entries.keep(waited.map(drop));
+        waited_ns
     }
 
     /// Takes over what was saved, `away_ns` ago.
@@ -86,6 +92,8 @@ impl VcpuAccount {
         let mut entries = self.lock();
         let now = entries.thread.peek()?;
         entries.ledger = Some(Ledger::restore(accounts, now, cause, away_ns)?);
+        // The restored value of stolen time has taken what was waited before into account.
+        entries.arrived_ns = now.stolen_ns;
         Ok(())
     }
 
@@ -132,19 +140,20 @@ impl VcpuAccount {
 impl Entries {
     fn arrive(&mut self, is_off: bool) -> Result<(), AccountError> {
         let now = self.thread.sample(is_off)?;
+        self.arrived_ns = now.stolen_ns;
         match &mut self.ledger {
             Some(ledger) => Ok(ledger.stop(now)?),
             None => Ok(()),
         }
     }
 
-    fn leave(&mut self, cause: Cause, is_off: bool) -> Result<(), AccountError> {
+    fn leave(&mut self, cause: Cause, is_off: bool) -> Result<u64, AccountError> {
         let now = self.thread.sample(is_off)?;
         match &mut self.ledger {
             Some(ledger) => ledger.resume(now, cause)?,
             None => self.ledger = Some(Ledger::start(now)),
         }
-        Ok(())
+        Ok(now.stolen_ns.saturating_sub(self.arrived_ns))
     }
 
     fn keep(&mut self, entered: Result<(), AccountError>) {

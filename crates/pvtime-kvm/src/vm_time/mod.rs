@@ -52,7 +52,7 @@ pub struct VmTime {
     stolen: Stolen,
     interfaces: Interfaces,
     created_ns: u64,
-    closed_for: Arc<ClosedFor>,
+    closed_for: ClosedFor,
     state: Mutex<State>,
     records: Records,
 }
@@ -119,7 +119,7 @@ impl VmTime {
             stolen,
             interfaces,
             created_ns: clock::boottime_ns(),
-            closed_for: Arc::default(),
+            closed_for: ClosedFor::default(),
             state: Mutex::new(State {
                 timeline,
                 stops: Stops::default(),

@@ -54,13 +54,19 @@ impl VcpuTime {
         });
         drop(state);
         time.stolen.bind(index, gettid())?;
-        let closed_for = Arc::clone(&time.closed_for);
+        let its_time = Arc::clone(&time);
         let member = Member::join(
             &time.gate,
             index,
             move |passing, vcpu: &VcpuFd| match passing {
-                Passing::Arrives => account.arrive(is_off(vcpu)),
-                Passing::Leaves => account.leave(closed_for.get(), is_off(vcpu)),
+                Passing::Arrives => {
+                    account.arrive(is_off(vcpu));
+                    its_time.stolen.arrive(index);
+                }
+                Passing::Leaves => {
+                    let waited_ns = account.leave(its_time.closed_for.get(), is_off(vcpu));
+                    its_time.stolen.leave(index, waited_ns);
+                }
             },
         );
         Ok(RunningVcpu {

@@ -1,5 +1,9 @@
 //! What the resources say, for both ends of the socket.
 
+pub use crate::migration::monitor::{Phase, Progress as Migration};
+pub use crate::migration::report::{
+    Clocks as MigrationClocks, Outcome as MigrationOutcome, Report as MigrationReport, Transfer,
+};
 use pvtime::host::{Cause, PausedNs, ledger};
 use pvtime_kvm::record::Record;
 use serde::{Deserialize, Serialize};
@@ -30,6 +34,11 @@ pub enum VmState {
     Running,
     /// They are not.
     Paused,
+    /// They are not, and another host may run it.
+    #[serde(rename = "In doubt")]
+    InDoubt,
+    /// Another host runs it.
+    Moved,
 }
 
 impl std::fmt::Display for VmState {
@@ -38,6 +47,8 @@ impl std::fmt::Display for VmState {
             Self::NotStarted => "not started",
             Self::Running => "running",
             Self::Paused => "paused",
+            Self::InDoubt => "in doubt",
+            Self::Moved => "moved",
         })
     }
 }

@@ -114,6 +114,30 @@ impl Client {
         self.ask(&Request::new(method, path, body), None).map(drop)
     }
 
+    /// Changes something, which takes as long as it takes, and hears what that did.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    ///
+    /// # Panics
+    ///
+    /// On a body without a JSON form.
+    pub fn change_and_hear<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        let body = serde_json::to_vec(body).expect("a request has a JSON form");
+        let request = Request::new(method, path, body);
+        let answer = self.ask(&request, None)?;
+        serde_json::from_slice(&answer).map_err(|source| Error::Answer {
+            path: request.path,
+            source,
+        })
+    }
+
     fn ask(&self, request: &Request, patience: Option<Duration>) -> Result<Vec<u8>, Error> {
         let mut stream =
             UnixStream::connect(&self.socket).map_err(|source| Error::Unreachable {

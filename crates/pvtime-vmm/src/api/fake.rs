@@ -12,9 +12,11 @@ use time_figure::Sample;
 
 use super::Vm;
 use super::answers::{
-    Accounts, Generation, GenerationId, Ledger, LivePhysicalTime, PausedByCause, PausedTime,
-    StolenTime, Time, VcpuTime, VmState,
+    Accounts, Generation, GenerationId, Ledger, LivePhysicalTime, Migration, MigrationClocks,
+    MigrationOutcome, MigrationReport, PausedByCause, PausedTime, Phase, StolenTime, Time,
+    Transfer, VcpuTime, VmState,
 };
+use super::requests::Migrate;
 
 /// A VM that has one vCPU, records what is done to it, and does nothing.
 #[derive(Clone, Default)]
@@ -28,6 +30,10 @@ pub struct Inner {
     /// Whatever it is told fails.
     pub is_broken: AtomicBool,
     pub is_stopped: AtomicBool,
+    /// Another host may run it.
+    pub is_in_doubt: AtomicBool,
+    /// Its migration was called off.
+    pub is_cancelled: AtomicBool,
     pub snapshots: Mutex<Vec<PathBuf>>,
     /// Where a snapshot says that it began, and what it then waits for.
     hold: Mutex<Option<(Sender<()>, Receiver<()>)>>,
@@ -62,6 +68,48 @@ impl FakeVm {
             bail!("the thread has ended")
         }
         Ok(())
+    }
+}
+
+/// What a migration to a host that takes everything but one did.
+fn migration_report(request: &Migrate) -> MigrationReport {
+    let outcome = match (
+        request.destination.to_string().contains("full"),
+        request.dry_run,
+    ) {
+        (true, _) => MigrationOutcome::Refused,
+        (false, true) => MigrationOutcome::Accepted,
+        (false, false) => MigrationOutcome::Moved,
+    };
+    let is_moved = outcome == MigrationOutcome::Moved;
+    MigrationReport {
+        outcome,
+        destination: request.destination.to_string(),
+        who: "pvtime-vmm on other, pvtime 0.1.0".into(),
+        refusals: match outcome {
+            MigrationOutcome::Refused => vec!["it is full".into(), "it is old".into()],
+            MigrationOutcome::Accepted | MigrationOutcome::Moved => Vec::new(),
+        },
+        clocks: MigrationClocks {
+            source_frequency_hz: 25_000_000,
+            destination_frequency_hz: 25_000_000,
+            source_error_ns: Some(1_000_000),
+            destination_error_ns: None,
+        },
+        transfer: is_moved.then_some(Transfer {
+            rounds: 3,
+            memory_bytes: 256 << 20,
+            sent_bytes: 91 << 20,
+            stopped_bytes: 1 << 20,
+            total_ms: 1_500,
+            downtime_ms: 40,
+            converged: true,
+        }),
+        record: is_moved.then(|| Record {
+            sequence: 2,
+            cause: Some("migration".into()),
+            ..record("resume")
+        }),
     }
 }
 
@@ -103,6 +151,9 @@ impl Vm for FakeVm {
     }
 
     fn state(&self) -> VmState {
+        if self.is_in_doubt.load(Ordering::SeqCst) {
+            return VmState::InDoubt;
+        }
         match (self.records.last(), self.is_paused.load(Ordering::SeqCst)) {
             (0, _) => VmState::NotStarted,
             (_, true) => VmState::Paused,
@@ -208,6 +259,35 @@ impl Vm for FakeVm {
         self.check()?;
         self.snapshots.lock().unwrap().push(folder.into());
         Ok(())
+    }
+
+    fn take_over(&self) -> Result<()> {
+        self.is_in_doubt.store(false, Ordering::SeqCst);
+        self.resume()
+    }
+
+    fn migrate(&self, request: &Migrate) -> Result<MigrationReport> {
+        if let Some((begins, waits)) = self.hold.lock().unwrap().take() {
+            begins.send(()).unwrap();
+            waits.recv().unwrap();
+        }
+        self.check()?;
+        Ok(migration_report(request))
+    }
+
+    fn migration(&self) -> Migration {
+        Migration {
+            phase: Phase::Copying,
+            destination: Some("tcp:other:7001".into()),
+            round: 2,
+            memory_bytes: 256 << 20,
+            left_bytes: 1 << 20,
+            sent_bytes: 90 << 20,
+        }
+    }
+
+    fn cancel_migration(&self) {
+        self.is_cancelled.store(true, Ordering::SeqCst);
     }
 
     fn stop(&self) {

@@ -5,6 +5,9 @@
 //! | `/` | GET | what runs, and its state |
 //! | `/vm` | PATCH | pauses and resumes it |
 //! | `/snapshot/create` | PUT | saves it |
+//! | `/migration` | PUT | moves it to another host |
+//! | `/migration` | PATCH | calls that off |
+//! | `/migration` | GET | how far that is |
 //! | `/actions` | PUT | ends it |
 //! | `/time` | GET | its clocks, and what the host counted for each vCPU |
 //! | `/time/ledger` | GET | where each vCPU's time went |
@@ -30,7 +33,8 @@ use pvtime_kvm::record::Records;
 use time_figure::Sample;
 
 use crate::failure;
-use answers::{Ledger, Time, VmState};
+use answers::{Ledger, Migration, MigrationReport, Time, VmState};
+use requests::Migrate;
 
 /// A VM, as the resources need it.
 pub trait Vm: Send + Sync + 'static {
@@ -80,6 +84,27 @@ pub trait Vm: Send + Sync + 'static {
     ///
     /// Where that cannot be done; nothing that could be restored is left then.
     fn snapshot(&self, folder: &Path) -> anyhow::Result<()>;
+
+    /// Lets a VM in doubt go on here, whose other host does not run it. One that is in no doubt
+    /// goes on as with [`resume`](Self::resume).
+    ///
+    /// # Errors
+    ///
+    /// Where its time cannot be set; it stays paused then.
+    fn take_over(&self) -> anyhow::Result<()>;
+
+    /// Moves it to another host, or asks whether it could. It ends here where it was moved.
+    ///
+    /// # Errors
+    ///
+    /// Where it was not; the error says what state that leaves it in.
+    fn migrate(&self, request: &Migrate) -> anyhow::Result<MigrationReport>;
+
+    /// How far its migration is.
+    fn migration(&self) -> Migration;
+
+    /// Calls off a migration that has not given it away yet.
+    fn cancel_migration(&self);
 
     /// Ends it, soon.
     fn stop(&self);

@@ -1,5 +1,6 @@
 //! What clients may ask for, checked. A refusal names the field.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Fault;
+use crate::migration::address::Address;
 
 /// Longest wait for an event.
 pub const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -26,6 +28,50 @@ pub enum WantedState {
     Paused,
     /// Go on.
     Resumed,
+    /// Go on here, after an operator made sure that no other host runs it.
+    TakenOver,
+}
+
+/// `PUT /migration`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Migrate {
+    /// Where to: what `pvtime receive` was given there.
+    pub destination: Address,
+    /// Whether to ask and no more.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// The most MiB per second while the guest runs; absent for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_mib_s: Option<NonZero<u32>>,
+    /// How long the VM may be stopped, as far as one can tell beforehand, in ms.
+    #[serde(default = "default_downtime_ms")]
+    pub downtime_ms: u32,
+    /// Whether memory may leave this machine in the clear.
+    #[serde(default)]
+    pub insecure: bool,
+}
+
+/// What `pvtime migrate --downtime` is by default.
+pub const DEFAULT_DOWNTIME_MS: u32 = 300;
+
+const fn default_downtime_ms() -> u32 {
+    DEFAULT_DOWNTIME_MS
+}
+
+/// `PATCH /migration`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeMigration {
+    /// What is to become of it.
+    pub state: WantedMigration,
+}
+
+/// What a migration can be told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WantedMigration {
+    /// End; the VM stays.
+    Cancelled,
 }
 
 /// `PUT /snapshot/create`.
@@ -191,7 +237,7 @@ mod tests {
         for (body, expected) in [
             (
                 r#"{"state":"Stopped"}"#,
-                "the field state: unknown variant `Stopped`, expected `Paused` or `Resumed`",
+                "the field state: unknown variant `Stopped`, expected one of `Paused`, `Resumed`, `TakenOver`",
             ),
             (r#"{"state":7}"#, "the field state: "),
             (r#"{"state":null}"#, "the field state: "),

@@ -6,10 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use super::answers::{Events, Instance, VcpuHistory, VmState};
 use super::http::{Request, Response};
 use super::requests::{
-    Action, ActionType, ChangeState, CreateSnapshot, EventsQuery, HistoryQuery, WantedState,
-    no_query, parse,
+    Action, ActionType, ChangeMigration, ChangeState, CreateSnapshot, EventsQuery, HistoryQuery,
+    Migrate, WantedMigration, WantedState, no_query, parse,
 };
 use super::{Fault, Vm};
+use crate::migration::ownership::NotOurs;
 
 /// A method of a resource.
 pub struct Route {
@@ -25,6 +26,9 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/", instance),
     route("PATCH", "/vm", change_state),
     route("PUT", "/snapshot/create", create_snapshot),
+    route("PUT", "/migration", migrate),
+    route("PATCH", "/migration", change_migration),
+    route("GET", "/migration", migration),
     route("PUT", "/actions", act),
     route("GET", "/time", time),
     route("GET", "/time/ledger", ledger),
@@ -123,7 +127,8 @@ impl Drop for UnderWay<'_> {
 }
 
 fn no_such_path(path: &str) -> Fault {
-    let known: Vec<_> = ROUTES.iter().map(|it| it.path).collect();
+    let mut known: Vec<_> = ROUTES.iter().map(|it| it.path).collect();
+    known.dedup();
     Fault {
         status: 404,
         message: format!("there is no {path}; there are {}", known.join(", ")),
@@ -162,14 +167,29 @@ fn change_state(api: &Api, request: &Request) -> Result<Response, Fault> {
         WantedState::Paused => api.change("pause", || match vm.state() {
             VmState::Running => Ok(vm.pause()?),
             VmState::Paused => Ok(()),
-            VmState::NotStarted => Err(not_started()),
+            state => Err(not_ours(state)),
         }),
         WantedState::Resumed => api.change("resume", || match vm.state() {
             VmState::Running => Ok(()),
             VmState::Paused => Ok(vm.resume()?),
-            VmState::NotStarted => Err(not_started()),
+            state => Err(not_ours(state)),
+        }),
+        WantedState::TakenOver => api.change("take-over", || match vm.state() {
+            VmState::Running => Ok(()),
+            VmState::Paused | VmState::InDoubt => Ok(vm.take_over()?),
+            state => Err(not_ours(state)),
         }),
     }
+}
+
+/// Why a VM in this state does nothing that it is told.
+fn not_ours(state: VmState) -> Fault {
+    Fault::conflict(match state {
+        VmState::InDoubt => NotOurs::InDoubt.to_string(),
+        VmState::Moved => "the VM runs on another host now; ask there".into(),
+        VmState::NotStarted => return not_started(),
+        VmState::Running | VmState::Paused => format!("the VM is {state}; ask again"),
+    })
 }
 
 fn not_started() -> Fault {
@@ -187,9 +207,33 @@ fn create_snapshot(api: &Api, request: &Request) -> Result<Response, Fault> {
     }
     let vm = api.vm();
     api.change("snapshot", || match vm.state() {
-        VmState::NotStarted => Err(not_started()),
         VmState::Running | VmState::Paused => Ok(vm.snapshot(&snapshot_path)?),
+        state => Err(not_ours(state)),
     })
+}
+
+fn migrate(api: &Api, request: &Request) -> Result<Response, Fault> {
+    let migrate: Migrate = parse(&request.body)?;
+    let vm = api.vm();
+    let _under_way = UnderWay::enter(&api.change, "migration")?;
+    match vm.state() {
+        VmState::Running | VmState::Paused => Ok(Response::ok(&vm.migrate(&migrate)?)),
+        state => Err(not_ours(state)),
+    }
+}
+
+/// Not a change that waits for its turn: it is for the one that is under way.
+fn change_migration(api: &Api, request: &Request) -> Result<Response, Fault> {
+    let ChangeMigration { state } = parse(&request.body)?;
+    match state {
+        WantedMigration::Cancelled => api.vm().cancel_migration(),
+    }
+    Ok(Response::no_content())
+}
+
+fn migration(api: &Api, request: &Request) -> Result<Response, Fault> {
+    no_query(&request.query)?;
+    Ok(Response::ok(&api.vm().migration()))
 }
 
 fn act(api: &Api, request: &Request) -> Result<Response, Fault> {

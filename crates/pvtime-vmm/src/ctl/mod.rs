@@ -40,7 +40,11 @@ fn carry_out(client: &Client, command: &CtlCommand) -> Result<()> {
             json,
         } => events::show(client, *after, *follow, *json),
         CtlCommand::Pause { json } => change_state(client, WantedState::Paused, *json),
-        CtlCommand::Resume { json } => change_state(client, WantedState::Resumed, *json),
+        CtlCommand::Resume {
+            take_over: true,
+            json,
+        } => change_state(client, WantedState::TakenOver, *json),
+        CtlCommand::Resume { json, .. } => change_state(client, WantedState::Resumed, *json),
         CtlCommand::Snapshot { folder } => snapshot(client, folder),
         CtlCommand::Figure { file, vcpu } => figure::write(client, *vcpu, file),
         CtlCommand::Stop => {
@@ -58,7 +62,7 @@ fn change_state(client: &Client, state: WantedState, json: bool) -> Result<()> {
     if shown == before.last && !json {
         let state = match state {
             WantedState::Paused => "paused",
-            WantedState::Resumed => "running",
+            WantedState::Resumed | WantedState::TakenOver => "running",
         };
         print(&format!("The VM is {state} already."))?;
     }

@@ -10,7 +10,7 @@ use pvtime::host::timeline::TimelineError;
 use pvtime::scale::Frequency;
 use pvtime_kvm::{SavedTime, VcpuTime, counter};
 
-use super::{Host, Machine, MachineConfig, Port, guest_memory};
+use super::{Blank, Host, Machine, MachineConfig, Port, guest_memory};
 use crate::snapshot::{self, Contents, Loaded, Progress, Snapshot};
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
@@ -58,13 +58,13 @@ impl Machine {
             time,
         } = snapshot.load(&memory, progress)?;
         let generation = state.generation.next()?;
-        let machine = Self::assemble(&host, config, memory, generation, Some(&state))?;
+        let machine = Blank::new(&host, config, memory)?.finish(generation, Some(&state))?;
         machine.announce_generation()?;
         Ok((machine, time))
     }
 
     /// All but memory and time.
-    fn state(&self) -> Result<MachineState> {
+    pub(super) fn state(&self) -> Result<MachineState> {
         let init = self.vcpu_init;
         let save = move |_, vcpu: &mut VcpuFd| VcpuState::save(vcpu, &init);
         let Some(vcpus) = self.time.on_each_vcpu(save) else {
@@ -129,6 +129,6 @@ pub(super) fn restore_vcpus(
     Ok(())
 }
 
-fn frequency() -> Result<Frequency> {
+pub(super) fn frequency() -> Result<Frequency> {
     counter::frequency().context("this host's counter has no frequency")
 }

@@ -25,7 +25,7 @@ pub(super) struct Index {
 /// A range of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct MemoryRange {
+pub struct MemoryRange {
     /// Guest physical address.
     pub start: u64,
     /// Its length.
@@ -41,7 +41,7 @@ pub(super) struct Place {
 }
 
 /// The ranges of a memory.
-pub(super) fn ranges(memory: &GuestMemoryMmap) -> Vec<MemoryRange> {
+pub(crate) fn ranges(memory: &GuestMemoryMmap) -> Vec<MemoryRange> {
     let range = |region: &vm_memory::GuestRegionMmap| MemoryRange {
         start: region.start_addr().raw_value(),
         bytes: region.len(),
@@ -50,7 +50,7 @@ pub(super) fn ranges(memory: &GuestMemoryMmap) -> Vec<MemoryRange> {
 }
 
 /// Bytes of all ranges; `None` where there are more than 64 bits can count.
-pub(super) fn total_bytes(ranges: &[MemoryRange]) -> Option<u64> {
+pub(crate) fn total_bytes(ranges: &[MemoryRange]) -> Option<u64> {
     ranges
         .iter()
         .try_fold(0u64, |total, range| total.checked_add(range.bytes))
@@ -75,7 +75,7 @@ pub(super) fn places(ranges: &[MemoryRange]) -> Vec<Place> {
 }
 
 /// The longest runs of pages that are not all zero.
-pub(super) fn runs(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn runs(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
     let mut pages = bytes.chunks(PAGE_BYTES).enumerate().peekable();
     std::iter::from_fn(move || {
         while pages.next_if(|(_, page)| is_zero(page)).is_some() {}

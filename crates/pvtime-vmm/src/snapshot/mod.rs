@@ -33,6 +33,8 @@ mod tests;
 
 pub use error::{OpenError, SaveError};
 pub use manifest::Facts;
+pub use memory::MemoryRange;
+pub(crate) use memory::{ranges, runs, total_bytes};
 pub use open::{Loaded, Snapshot, open};
 pub use save::{Contents, check_place, save};
 

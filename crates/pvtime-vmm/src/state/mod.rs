@@ -28,6 +28,7 @@ use crate::generation::Generation;
 
 pub mod devices;
 pub mod gic;
+pub mod profile;
 pub mod register;
 pub mod vcpu;
 

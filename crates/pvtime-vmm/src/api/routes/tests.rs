@@ -113,8 +113,8 @@ fn what_does_not_exist_is_refused_with_what_does() {
     assert_eq!(status, 404);
     assert_eq!(
         message,
-        "there is no /machine-config; there are /, /vm, /snapshot/create, /actions, /time, \
-         /time/ledger, /time/events, /time/history"
+        "there is no /machine-config; there are /, /vm, /snapshot/create, /migration, \
+         /actions, /time, /time/ledger, /time/events, /time/history"
     );
     let (status, message) = fault(&api, "PUT", "/vm", PAUSE);
     assert_eq!(

@@ -85,12 +85,12 @@ impl VcpuState {
     /// What KVM refuses.
     pub fn save(vcpu: &mut VcpuFd, init: &kvm_vcpu_init) -> Result<Self, Error> {
         finish_exit(vcpu)?;
-        let mut ids = list(vcpu)?;
-        ids.retain(|id| !is_time_register(id.0));
-        ids.sort_by_key(|id| id.step());
         // Registers before the rest: a vCPU that another one just turned on is reset by reading
         // the first.
-        let registers: Result<_, _> = ids.into_iter().map(|id| read(vcpu, id)).collect();
+        let registers: Result<_, _> = saved_ids(vcpu)?
+            .into_iter()
+            .map(|id| read(vcpu, id))
+            .collect();
         Ok(Self {
             registers: registers?,
             features: lasting_features(init),
@@ -141,7 +141,7 @@ fn other(access: &'static str, what: &'static str) -> impl FnOnce(kvm_ioctls::Er
 }
 
 /// Whether it starts turned off says nothing about what it is.
-fn lasting_features(init: &kvm_vcpu_init) -> [u32; 7] {
+pub(crate) fn lasting_features(init: &kvm_vcpu_init) -> [u32; 7] {
     let mut features = init.features;
     features[0] &= !(1 << KVM_ARM_VCPU_POWER_OFF);
     features
@@ -160,6 +160,14 @@ fn finish_exit(vcpu: &mut VcpuFd) -> Result<(), Error> {
     result
 }
 
+/// The registers that are saved, in the order in which they are restored.
+pub(crate) fn saved_ids(vcpu: &VcpuFd) -> Result<Vec<RegisterId>, Error> {
+    let mut ids = list(vcpu)?;
+    ids.retain(|id| !is_time_register(id.0));
+    ids.sort_by_key(|id| id.step());
+    Ok(ids)
+}
+
 fn list(vcpu: &VcpuFd) -> Result<Vec<RegisterId>, Error> {
     /// The most that fits; the kernel says E2BIG where it has more.
     const MOST: usize = 500;
@@ -169,7 +177,7 @@ fn list(vcpu: &VcpuFd) -> Result<Vec<RegisterId>, Error> {
     Ok(list.as_slice().iter().copied().map(RegisterId).collect())
 }
 
-fn read(vcpu: &VcpuFd, id: RegisterId) -> Result<Register, Error> {
+pub(crate) fn read(vcpu: &VcpuFd, id: RegisterId) -> Result<Register, Error> {
     let mut value = vec![0; id.size()];
     match vcpu.get_one_reg(id.0, &mut value) {
         Ok(_) => Ok(Register { id, value }),
@@ -181,7 +189,7 @@ fn read(vcpu: &VcpuFd, id: RegisterId) -> Result<Register, Error> {
 }
 
 /// Writes a register, and for those that describe the machine looks whether that had any effect.
-fn write(vcpu: &VcpuFd, register: &Register) -> Result<(), Error> {
+pub(crate) fn write(vcpu: &VcpuFd, register: &Register) -> Result<(), Error> {
     let source = match vcpu.set_one_reg(register.id.0, &register.value) {
         Ok(_) if register.id.step() == Step::Rest => return Ok(()),
         Ok(_) if read(vcpu, register.id)? == *register => return Ok(()),

@@ -1,0 +1,113 @@
+//! A running VM on its way to another host.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use pvtime::host::Cause;
+use vm_memory::GuestMemoryMmap;
+
+use crate::api::answers::MigrationReport;
+use crate::api::requests::Migrate;
+use crate::event::Event;
+use crate::machine::Machine;
+use crate::migration::PATIENCE;
+use crate::migration::dirty::DirtyPages;
+use crate::migration::frame::Channel;
+use crate::migration::monitor::Monitor;
+use crate::migration::ownership::Ownership;
+use crate::migration::pace::Plan;
+use crate::migration::send::{Sender, Source};
+use crate::migration::transport::Security;
+use crate::state::MachineState;
+
+/// A VM, and where it is to go.
+pub struct Leaving<'a> {
+    /// Its name.
+    pub id: &'a str,
+    /// The machine.
+    pub machine: &'a Machine,
+    /// Who owns it.
+    pub ownership: &'a Ownership,
+    /// What was asked for.
+    pub request: &'a Migrate,
+}
+
+impl Leaving<'_> {
+    /// Asks the destination, and moves the VM there if it takes it.
+    pub fn leave(&self, monitor: &Monitor, cancel: &Event) -> Result<MigrationReport> {
+        let Migrate {
+            destination,
+            dry_run,
+            bandwidth_mib_s,
+            downtime_ms,
+            ..
+        } = self.request;
+        let offer = self.machine.offer(self.id, *dry_run)?;
+        monitor.update(|it| it.memory_bytes = offer.memory_bytes());
+        let its_cancel = cancel.as_fd().try_clone_to_owned()?;
+        let wire = self.security().connect(destination, Some(its_cancel))?;
+        let channel = Channel::open(wire, PATIENCE)
+            .with_context(|| format!("the VM stays, since {destination} does not speak to it"))?;
+        let sender = Sender {
+            channel,
+            source: self,
+            plan: Plan {
+                bytes_per_s: bandwidth_mib_s.map(|it| u64::from(it.get()) << 20),
+                downtime: Duration::from_millis((*downtime_ms).into()),
+            },
+            monitor,
+            cancel,
+        };
+        Ok(sender.send(&destination.to_string(), &offer)?)
+    }
+
+    fn security(&self) -> Security {
+        Security {
+            insecure: self.request.insecure,
+        }
+    }
+}
+
+impl Source for Leaving<'_> {
+    fn memory(&self) -> &GuestMemoryMmap {
+        self.machine.memory()
+    }
+
+    fn log_dirty(&self, on: bool) -> Result<()> {
+        self.machine.log_dirty(on)
+    }
+
+    fn dirty(&self) -> Result<DirtyPages> {
+        self.machine.dirty()
+    }
+
+    fn pause(&self) -> Result<bool> {
+        let runs = self.machine.time.is_running();
+        if runs {
+            self.machine.time.pause(Cause::Migration)?;
+        }
+        Ok(runs)
+    }
+
+    fn state(&self) -> Result<(MachineState, Vec<u8>)> {
+        self.machine.leave()
+    }
+
+    fn resume(&self) -> Result<()> {
+        self.ownership.check()?;
+        Ok(self.machine.time.resume()?)
+    }
+
+    fn give_away(&self) {
+        self.ownership.give_away();
+    }
+
+    fn take_back(&self) {
+        self.ownership.take_back();
+    }
+
+    fn gone(&self) {
+        self.ownership.gone(self.request.destination.to_string());
+    }
+}

@@ -1,0 +1,101 @@
+//! A machine that comes from another host.
+
+use anyhow::{Context, Result};
+use pvtime::host::Cause;
+use pvtime::scale::Frequency;
+use pvtime_kvm::record::Record;
+use pvtime_kvm::{StolenTimeChoice, VmTime, counter};
+
+use super::leaving::wall_error_ns;
+use super::{Blank, Host as Kvm, MachineConfig, guest_memory, vcpu_init};
+use crate::layout::{MAX_VCPUS, RAM};
+use crate::migration::message::{Answer, Host, Offer};
+
+impl Blank {
+    /// Makes a machine with memory that is all zero.
+    ///
+    /// # Errors
+    ///
+    /// What the host refuses.
+    pub fn prepare(config: MachineConfig) -> Result<Self> {
+        let host = Kvm::open(&config)?;
+        let memory = guest_memory(config.memory_mib)?;
+        Self::new(&host, config, memory)
+    }
+}
+
+/// This host's answer to an offer, with every reason against it. One is that KVM cannot be asked.
+pub fn answer(offer: &Offer) -> Answer {
+    let refusals = refusals(offer);
+    Answer {
+        who: Host::who("pvtime receive"),
+        counter_frequency_hz: counter::frequency().map_or(0, Frequency::hz),
+        wall_error_ns: wall_error_ns(),
+        refusals: refusals.unwrap_or_else(|error| vec![crate::failure::in_one_line(&error)]),
+    }
+}
+
+fn refusals(offer: &Offer) -> Result<Vec<String>> {
+    let kvm = crate::kvm::open()?;
+    let time = pvtime_kvm::HostTime::probe(&kvm)?;
+    let counter_frequency = counter::frequency().context("this host's counter has no frequency")?;
+    let host = Host {
+        architecture: std::env::consts::ARCH,
+        counter_frequency,
+        max_vcpus: MAX_VCPUS.min(time.max_vcpus as u64),
+        max_memory_bytes: (1u64 << kvm.get_host_ipa_limit()) - RAM,
+        available_bytes: available_bytes(),
+        counter_offset: time.counter_offset.clone(),
+        smccc_filter: time.smccc_filter.clone(),
+    };
+    let mut refusals = offer.refusals(&host);
+    let stolen_time: StolenTimeChoice = offer.time.stolen_time.into();
+    if let Err(error) = stolen_time.provider(&time) {
+        refusals.push(error.to_string());
+    }
+    refusals.extend(cpu_refusals(&kvm, offer)?);
+    Ok(refusals)
+}
+
+/// Tries the VM's CPU on a vCPU that is thrown away.
+fn cpu_refusals(kvm: &kvm_ioctls::Kvm, offer: &Offer) -> Result<Vec<String>> {
+    let vm = kvm.create_vm().context("cannot create a virtual machine")?;
+    let init = vcpu_init(&vm)?;
+    let vcpu = vm.create_vcpu(0).context("cannot create a vCPU")?;
+    vcpu.vcpu_init(&init).context("cannot initialize a vCPU")?;
+    let refusals = offer.cpu.refusals(&vcpu, &init);
+    Ok(refusals.iter().map(ToString::to_string).collect())
+}
+
+/// What the kernel says that can be had without swapping.
+fn available_bytes() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info
+        .lines()
+        .find_map(|it| it.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
+}
+
+/// Lets the time of a VM that arrived go on, and says what was done to it.
+///
+/// # Errors
+///
+/// Where the host's clocks contradict the policy; the VM is stopped still.
+pub fn resume(time: &VmTime) -> Result<Option<Record>> {
+    time.resume()?;
+    let last = time.records().last();
+    let records = time
+        .records()
+        .after(last.saturating_sub(1), std::time::Duration::ZERO);
+    Ok(records.into_iter().next_back())
+}
+
+/// Brings its time to a machine whose vCPUs have threads.
+///
+/// # Errors
+///
+/// What is wrong with it, or cannot go on here.
+pub fn restore(time: &VmTime, saved: &[u8]) -> Result<()> {
+    Ok(time.restore(saved, Cause::Migration)?)
+}

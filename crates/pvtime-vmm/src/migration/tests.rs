@@ -1,0 +1,296 @@
+//! Whole migrations between two sides that have no KVM, over connections that fail.
+
+mod faulty;
+mod hostile;
+mod sides;
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use faulty::{Cut, Faulty};
+use proptest::prelude::*;
+use sides::{Outcome, Side, World};
+
+use super::frame::Kind;
+use super::message::LiveOffer;
+use super::monitor::{Monitor, Phase};
+use super::pace::Plan;
+use super::report;
+use super::send::{Failure, Reason};
+
+pub use sides::offer;
+
+/// A VM whose memory is written to for some rounds.
+fn world() -> World {
+    World::default()
+}
+
+#[test]
+fn a_vm_moves_with_all_that_it_is() {
+    for runs in [true, false] {
+        let world = World { runs, ..world() };
+        let (outcome, report) = world.migrate(Cut::default());
+        assert_eq!(outcome, Outcome::moved(runs));
+        let report = report.unwrap();
+        assert_eq!(report.outcome, report::Outcome::Moved);
+        assert_eq!(report.record.is_some(), runs);
+        let transfer = report.transfer.unwrap();
+        assert!(transfer.rounds >= 2 && transfer.converged, "{transfer:?}");
+        assert!(transfer.stopped_bytes < transfer.sent_bytes);
+    }
+}
+
+#[test]
+fn zero_pages_are_not_sent() {
+    let (_, report) = world().migrate(Cut::default());
+    let transfer = report.unwrap().transfer.unwrap();
+    assert!(
+        transfer.sent_bytes < transfer.memory_bytes / 8,
+        "{transfer:?}"
+    );
+}
+
+#[test]
+fn a_dry_run_and_a_refusal_move_nothing() {
+    let dry = World {
+        dry_run: true,
+        ..world()
+    };
+    let refused = World {
+        refusals: vec!["too small", "too slow"],
+        ..world()
+    };
+    let unprepared = World {
+        prepare_fails: true,
+        ..world()
+    };
+    for (world, expected, reasons) in [
+        (dry, report::Outcome::Accepted, 0),
+        (refused, report::Outcome::Refused, 2),
+        (unprepared, report::Outcome::Refused, 1),
+    ] {
+        let (outcome, report) = world.migrate(Cut::default());
+        let report = report.unwrap();
+        assert_eq!((report.outcome, report.refusals.len()), (expected, reasons));
+        assert_eq!(report.transfer, None);
+        assert_eq!(outcome.source, Side::Runs);
+        assert_eq!(outcome.destination, Side::Nothing);
+        assert!(!outcome.was_paused && !outcome.was_logged, "it noticed");
+    }
+}
+
+#[test]
+fn a_vm_that_does_not_start_there_goes_on_here() {
+    for (world, expected) in [
+        (
+            World {
+                assemble_fails: true,
+                ..world()
+            },
+            "no such register",
+        ),
+        (
+            World {
+                start_fails: true,
+                ..world()
+            },
+            "no such clock",
+        ),
+    ] {
+        let (outcome, report) = world.migrate(Cut::default());
+        assert_eq!(outcome.source, Side::Runs);
+        assert_eq!(outcome.destination, Side::Nothing);
+        let Err(Failure::Kept(Reason::There(reason))) = report else {
+            panic!("{report:?}");
+        };
+        assert_eq!(reason, expected);
+    }
+}
+
+#[test]
+fn a_vm_whose_state_cannot_be_read_stays() {
+    for world in [
+        World {
+            pause_fails: true,
+            ..world()
+        },
+        World {
+            state_fails: true,
+            ..world()
+        },
+    ] {
+        let (outcome, report) = world.migrate(Cut::default());
+        assert!(matches!(report, Err(Failure::Kept(Reason::Here(_)))));
+        assert_eq!(outcome.source, Side::Runs);
+        assert_eq!(outcome.destination, Side::Nothing);
+        assert!(!outcome.is_logged, "it still costs the guest speed");
+    }
+}
+
+#[test]
+fn a_guest_that_writes_faster_than_memory_is_sent_is_stopped_at_last() {
+    let world = World {
+        dirty_rounds: u32::MAX,
+        plan: Plan {
+            bytes_per_s: None,
+            downtime: Duration::ZERO,
+        },
+        ..world()
+    };
+    let (outcome, report) = world.migrate(Cut::default());
+    assert_eq!(outcome, Outcome::moved(true));
+    assert!(!report.unwrap().transfer.unwrap().converged);
+}
+
+#[test]
+fn memory_is_not_sent_faster_than_asked_for() {
+    let world = World {
+        plan: Plan {
+            bytes_per_s: Some(1 << 20),
+            downtime: Duration::from_secs(10),
+        },
+        ..world()
+    };
+    let (_, report) = world.migrate(Cut::default());
+    let transfer = report.unwrap().transfer.unwrap();
+    let least_ms = ((transfer.sent_bytes - transfer.stopped_bytes) * 1000) >> 20;
+    assert!(
+        transfer.total_ms >= least_ms * 9 / 10 && least_ms > 50,
+        "{transfer:?}"
+    );
+}
+
+#[test]
+fn a_migration_that_is_called_off_leaves_the_vm_running() {
+    // It would take minutes.
+    let world = World {
+        plan: Plan {
+            bytes_per_s: Some(1 << 10),
+            downtime: Duration::ZERO,
+        },
+        cancel_after: Some(Duration::from_millis(100)),
+        ..world()
+    };
+    let (outcome, report) = world.migrate(Cut::default());
+    let Err(Failure::Kept(reason)) = report else {
+        panic!("{report:?}");
+    };
+    assert_eq!(reason.to_string(), "it was called off");
+    assert_eq!(outcome.source, Side::Runs);
+    assert_eq!(outcome.destination, Side::Nothing);
+    assert!(!outcome.is_logged && !outcome.was_paused);
+}
+
+/// What each failure may leave: one owner, or a VM that is stopped and in doubt.
+fn assert_one_owner(outcome: &Outcome, what: &str) {
+    let sides = [outcome.source, outcome.destination];
+    let running = sides.iter().filter(|it| **it == Side::Runs).count();
+    let doubting = sides.iter().filter(|it| **it == Side::InDoubt).count();
+    assert!(running <= 1, "{what}: two owners");
+    assert!(
+        running + doubting >= 1,
+        "{what}: the VM is lost: {outcome:?}"
+    );
+    // A source that still owns the VM does not leave it stopped.
+    assert!(!(outcome.source == Side::Stopped), "{what}: {outcome:?}");
+    assert!(outcome.memory_is_right, "{what}: memory differs");
+}
+
+#[test]
+fn a_connection_that_ends_at_any_message_leaves_one_owner() {
+    let whole = world().count_frames();
+    assert!(
+        whole.to_destination > 10 && whole.to_source == 3,
+        "{whole:?}"
+    );
+    let mut doubts = 0;
+    for frame in 0..whole.to_destination {
+        let cut = Cut::frame_to_destination(frame);
+        let (outcome, _) = world().migrate(cut);
+        doubts += u32::from(outcome.source == Side::InDoubt);
+        assert_one_owner(&outcome, &format!("{cut:?}"));
+    }
+    for frame in 0..whole.to_source {
+        let cut = Cut::frame_to_source(frame);
+        let (outcome, _) = world().migrate(cut);
+        doubts += u32::from(outcome.source == Side::InDoubt);
+        assert_one_owner(&outcome, &format!("{cut:?}"));
+    }
+    // Commit did not arrive, Started did not.
+    assert_eq!(doubts, 2);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn a_connection_that_ends_at_any_byte_leaves_one_owner(
+        to_destination: bool, part in 0u64..=10_000, from_end: bool, runs: bool
+    ) {
+        let world = World { runs, ..world() };
+        let total = world.count_bytes();
+        let total = if to_destination { total.to_destination } else { total.to_source };
+        // The end is where it matters, and is short.
+        let byte = if from_end { total.saturating_sub(part % 600) } else { total * part / 10_000 };
+        let cut = if to_destination {
+            Cut::byte_to_destination(byte)
+        } else {
+            Cut::byte_to_source(byte)
+        };
+        let (outcome, _) = world.migrate(cut);
+        if runs {
+            assert_one_owner(&outcome, &format!("{cut:?}"));
+        } else {
+            prop_assert!(outcome.source != Side::Runs && outcome.destination != Side::Runs);
+            prop_assert!(outcome.memory_is_right);
+        }
+    }
+
+    #[test]
+    fn a_byte_that_changes_is_noticed(part in 0u64..10_000, bit in 0u8..8) {
+        let world = world();
+        let total = world.count_bytes().to_destination;
+        let (outcome, _) = world.migrate(Cut::flip(total * part / 10_000, bit));
+        assert_one_owner(&outcome, "a changed byte");
+    }
+}
+
+#[test]
+fn progress_is_shown() {
+    let monitor = Monitor::default();
+    assert_eq!(monitor.progress().phase, Phase::Idle);
+    monitor.begin("tcp:there:1".into());
+    let progress = monitor.progress();
+    assert_eq!(progress.phase, Phase::Asking);
+    assert_eq!(progress.destination.as_deref(), Some("tcp:there:1"));
+    let json = serde_json::to_value(Monitor::default().progress()).unwrap();
+    assert_eq!(json["phase"], "None");
+}
+
+#[test]
+fn an_offer_is_the_same_after_the_stream() {
+    let offer = super::message::Offer {
+        live: Some(LiveOffer {
+            pv_frequency_hz: 1,
+            found: true,
+        }),
+        ..offer()
+    };
+    let json = serde_json::to_string(&offer).unwrap();
+    assert_eq!(
+        serde_json::from_str::<super::message::Offer>(&json).unwrap(),
+        offer
+    );
+}
+
+/// A pair of connections, one of which fails as told.
+fn pair(cut: Cut) -> (Faulty, Faulty) {
+    let (source, destination) = UnixStream::pair().unwrap();
+    (
+        Faulty::new(source, cut.of_source()),
+        Faulty::new(destination, cut.of_destination()),
+    )
+}
+
+/// The last kinds of frames that a whole migration ends with.
+const HANDOVER: [Kind; 3] = [Kind::Ready, Kind::Commit, Kind::Started];

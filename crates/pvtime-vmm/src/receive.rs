@@ -1,0 +1,227 @@
+//! `pvtime receive`: awaits a VM from another host, and hands it to whoever runs it.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, poll};
+use vm_memory::GuestMemoryMmap;
+
+use crate::cli::{ReceiveArgs, SecurityArgs, VmArgs};
+use crate::machine::arriving;
+use crate::machine::{Blank, Machine, MachineConfig};
+use crate::migration::PATIENCE;
+use crate::migration::frame::Channel;
+use crate::migration::message::{Answer, Offer};
+use crate::migration::ownership::Ownership;
+use crate::migration::receive::{self, Arrived, Destination, Taken, Visit};
+use crate::migration::transport::Security;
+use crate::migration::wire::{Listener, Wire};
+use crate::run::machine_config;
+
+/// A VM that arrived, and the source that waits for what becomes of it.
+pub struct Arrival {
+    /// What it has here.
+    pub args: VmArgs,
+    /// The machine, stopped.
+    pub machine: Machine,
+    time: Vec<u8>,
+    runs: bool,
+    channel: Channel<Box<dyn Wire>>,
+}
+
+/// Awaits a VM; `None` where `cancel` became readable before one arrived.
+///
+/// # Errors
+///
+/// Where nothing can be awaited.
+pub fn await_vm(args: &ReceiveArgs, cancel: &impl AsFd) -> Result<Option<Arrival>> {
+    let security = Security::from(&args.security);
+    let listener = Listener::bind(&args.address, security.may_leave())?;
+    let address = listener.address();
+    let address = address.as_ref().unwrap_or(&args.address);
+    eprintln!("pvtime: waiting for a VM at {address}");
+    while !is_cancelled(&listener, cancel)? {
+        match visit(args, &security, &listener, cancel) {
+            Ok(Some(arrival)) => return Ok(Some(arrival)),
+            Ok(None) => {}
+            Err(error) => eprintln!(
+                "pvtime: no VM came: {}; waiting for the next",
+                crate::failure::in_one_line(&error)
+            ),
+        }
+    }
+    Ok(None)
+}
+
+/// Waits for somebody to connect; true where there is to be no more waiting.
+fn is_cancelled(listener: &Listener, cancel: &impl AsFd) -> Result<bool> {
+    loop {
+        let mut fds = [
+            PollFd::new(cancel, PollFlags::IN),
+            PollFd::new(listener, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) => return Ok(!fds[0].revents().is_empty()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("cannot wait for a connection"),
+        }
+    }
+}
+
+/// Hears one connection to its end or to a VM.
+fn visit(
+    args: &ReceiveArgs,
+    security: &Security,
+    listener: &Listener,
+    cancel: &impl AsFd,
+) -> Result<Option<Arrival>> {
+    let cancel: OwnedFd = cancel.as_fd().try_clone_to_owned()?;
+    let Some(connection) = listener.accept(Some(cancel)) else {
+        return Ok(None);
+    };
+    let mut channel = Channel::open(security.accept(connection)?, PATIENCE)?;
+    match receive::receive(&mut channel, &mut Here(args))? {
+        Visit::Asked { who, refusals } if refusals.is_empty() => {
+            eprintln!("pvtime: {who:?} would be taken");
+            Ok(None)
+        }
+        Visit::Asked { who, refusals } => {
+            eprintln!("pvtime: {who:?} is not taken: {}", refusals.join("; "));
+            Ok(None)
+        }
+        Visit::Arrived(arrived) => assemble(args, *arrived, channel).map(Some),
+    }
+}
+
+fn assemble(
+    args: &ReceiveArgs,
+    arrived: Arrived<Blank>,
+    mut channel: Channel<Box<dyn Wire>>,
+) -> Result<Arrival> {
+    let Arrived {
+        offer,
+        blank,
+        arrival,
+        time,
+    } = arrived;
+    match blank.finish(arrival.machine.generation, Some(&arrival.machine)) {
+        Ok(machine) => Ok(Arrival {
+            args: vm_args(args, &offer),
+            machine,
+            time,
+            runs: arrival.runs,
+            channel,
+        }),
+        Err(error) => {
+            receive::fail(&mut channel, &error);
+            Err(error)
+        }
+    }
+}
+
+/// What the VM brings, and what it finds.
+fn vm_args(args: &ReceiveArgs, offer: &Offer) -> VmArgs {
+    VmArgs {
+        time: offer.time,
+        console: args.console.clone(),
+        serial: args.serial.clone(),
+        id: offer.id.clone(),
+        api_socket: args.api_socket.clone(),
+    }
+}
+
+impl Arrival {
+    /// Takes the VM over from the source once its vCPUs have threads, and lets it go on.
+    pub fn begin(self) -> (VmArgs, Machine, Takeover) {
+        let takeover = Takeover {
+            time: self.time,
+            runs: self.runs,
+            channel: self.channel,
+            can_be_decided: self.args.api_socket.is_some(),
+        };
+        (self.args, self.machine, takeover)
+    }
+}
+
+/// The last step of a VM's way here.
+pub struct Takeover {
+    time: Vec<u8>,
+    runs: bool,
+    channel: Channel<Box<dyn Wire>>,
+    /// Whether there is a control socket.
+    can_be_decided: bool,
+}
+
+impl Takeover {
+    /// Restores the VM's time, takes it over, and lets it go on; or leaves it in doubt.
+    ///
+    /// # Errors
+    ///
+    /// Where the VM is not ours: the source has it.
+    pub fn take(mut self, machine: &Machine, ownership: &Ownership) -> Result<()> {
+        let time = &machine.time;
+        if let Err(error) = arriving::restore(time, &self.time) {
+            receive::fail(&mut self.channel, &error);
+            return Err(error);
+        }
+        let runs = self.runs;
+        let start = || {
+            if runs {
+                arriving::resume(time)
+            } else {
+                Ok(None)
+            }
+        };
+        match receive::take(&mut self.channel, start) {
+            Taken::Ours => Ok(()),
+            Taken::Kept(reason) => bail!("the source keeps the VM: {reason}"),
+            Taken::Failed(error) => Err(error.context("the VM stays where it was")),
+            Taken::InDoubt(error) if self.can_be_decided => {
+                ownership.give_away();
+                eprintln!(
+                    "pvtime: the VM is in doubt ({error}): its source may run it; look there, then \
+                     `pvtime ctl SOCKET resume --take-over` or `pvtime ctl SOCKET stop` here"
+                );
+                Ok(())
+            }
+            Taken::InDoubt(error) => bail!(
+                "the VM is dropped here ({error}), since nobody could decide about it without \
+                 --api-socket; look at its source"
+            ),
+        }
+    }
+}
+
+/// This host.
+struct Here<'a>(&'a ReceiveArgs);
+
+impl Destination for Here<'_> {
+    type Blank = Blank;
+
+    fn answer(&mut self, offer: &Offer) -> Answer {
+        arriving::answer(offer)
+    }
+
+    fn prepare(&mut self, offer: &Offer) -> Result<Blank> {
+        Blank::prepare(self.config(offer)?)
+    }
+
+    fn memory(blank: &Blank) -> &GuestMemoryMmap {
+        blank.memory()
+    }
+}
+
+impl Here<'_> {
+    fn config(&self, offer: &Offer) -> Result<MachineConfig> {
+        let args = vm_args(self.0, offer);
+        machine_config(&args, offer.memory_bytes() >> 20, offer.vcpus, None)
+    }
+}
+
+impl From<&SecurityArgs> for Security {
+    fn from(args: &SecurityArgs) -> Self {
+        Self {
+            insecure: args.insecure,
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! A guest that moves from one VMM to another.
+
+use super::Guest;
+use crate::control::Adjustment;
+use crate::host::Host;
+use anyhow::{Context, Result, bail};
+use guest_protocol::LineBuffer;
+use lab_agent::message::{Exit, Spawn, Spawned};
+use serde::Deserialize;
+use std::time::Duration;
+
+/// Longest time for a whole migration.
+const MIGRATION_LIMIT: Duration = Duration::from_secs(120);
+
+/// What `pvtime migrate --json` says, as far as the lab judges it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct MigrationReport {
+    /// `Accepted`, `Refused` or `Moved`.
+    pub outcome: String,
+    /// Why the guest cannot go there.
+    pub refusals: Vec<String>,
+    /// What was sent; none where nothing was.
+    pub transfer: Option<Transfer>,
+    /// What was done to its time; none where it stays paused or did not go.
+    pub record: Option<Adjustment>,
+}
+
+/// What was sent.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Transfer {
+    /// Rounds of memory.
+    pub rounds: u32,
+    /// Bytes that were sent.
+    pub sent_bytes: u64,
+    /// As many of them as were sent while the guest was stopped.
+    pub stopped_bytes: u64,
+    /// From the offer to the destination's word.
+    pub total_ms: u64,
+    /// From the stop to that word.
+    pub downtime_ms: u64,
+}
+
+/// A VMM that waits for a guest.
+#[derive(Debug, Clone)]
+pub struct Receiver {
+    /// Its process on its host.
+    pub vmm: Spawned,
+    /// Where it waits, for `pvtime migrate`.
+    pub address: String,
+    name: String,
+    socket: String,
+    reports: String,
+}
+
+impl Receiver {
+    /// Starts a VMM that waits at a Unix socket of its host, and returns when it does.
+    ///
+    /// # Errors
+    /// When it does not wait.
+    pub fn start(name: &str, host: &mut Host) -> Result<Self> {
+        let address = format!("unix:{}", host.file(&format!("{name}-migration.sock")));
+        Self::start_at(name, &address, host, &[])
+    }
+
+    /// The same at an address of its host, with further options.
+    ///
+    /// # Errors
+    /// When it does not wait.
+    pub fn start_at(name: &str, address: &str, host: &mut Host, more: &[&str]) -> Result<Self> {
+        let file = |suffix: &str| host.file(&format!("{name}-{suffix}"));
+        let (socket, reports) = (file("api.sock"), file("reports.log"));
+        let (console, log) = (file("console.log"), file("vmm.log"));
+        let pvtime = host.path_of("pvtime")?;
+        let mut argv = vec![
+            pvtime.as_str(),
+            "receive",
+            address,
+            "--console",
+            &console,
+            "--serial",
+            "stdio",
+            "--api-socket",
+            &socket,
+        ];
+        argv.extend(more);
+        let vmm = host.spawn(Spawn {
+            argv: argv.into_iter().map(str::to_owned).collect(),
+            stdin: true,
+            stdout: Some(reports.clone()),
+            stderr: Some(log.clone()),
+            ..Spawn::default()
+        })?;
+        for kind in ["reports", "console", "vmm"] {
+            host.keep_log(&format!("{name}-{kind}.log"));
+        }
+        host.wait_for_text(&log, "waiting for a VM at", Duration::from_secs(20))?;
+        Ok(Self {
+            vmm,
+            address: address.to_owned(),
+            name: name.to_owned(),
+            socket,
+            reports,
+        })
+    }
+
+    /// What its VMM said on standard error.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn said(&self, host: &mut Host) -> Result<String> {
+        let log = host.read_from(&host.file(&format!("{}-vmm.log", self.name)), 0)?;
+        Ok(String::from_utf8_lossy(&log).into_owned())
+    }
+
+    /// Runs `pvtime ctl` on its VMM; none where that fails.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn ctl(&self, host: &mut Host, arguments: &[&str]) -> Result<Option<String>> {
+        let pvtime = host.path_of("pvtime")?;
+        let argv = [&[pvtime.as_str(), "ctl", &self.socket], arguments].concat();
+        let finished = host.run(&argv, Duration::from_secs(30))?;
+        Ok((finished.exit == Exit::Status(0)).then_some(finished.stdout))
+    }
+}
+
+impl Guest {
+    /// Runs `pvtime migrate` and returns what it said, for an answer of the other host.
+    ///
+    /// # Errors
+    /// When there is none, with the command's own line.
+    pub fn ask_to_move(
+        &self,
+        host: &mut Host,
+        destination: &str,
+        options: &[&str],
+    ) -> Result<MigrationReport> {
+        let fixed = [&self.pvtime, "migrate", &self.socket, destination, "--json"];
+        let argv = [&fixed, options].concat();
+        let finished = host.run(&argv, MIGRATION_LIMIT)?;
+        if finished.stdout.is_empty() {
+            bail!("{:?}: {}", finished.exit, finished.stderr.trim());
+        }
+        serde_json::from_str(&finished.stdout)
+            .with_context(|| format!("cannot understand the report {:?}", finished.stdout))
+    }
+
+    /// Moves to another VMM on the same host, waits for the end of the one it leaves, and is talked
+    /// to there from then on.
+    ///
+    /// # Errors
+    /// When it does not move.
+    pub fn move_to(
+        &mut self,
+        host: &mut Host,
+        receiver: &Receiver,
+        options: &[&str],
+    ) -> Result<MigrationReport> {
+        let report = self.ask_to_move(host, &receiver.address, options)?;
+        if report.outcome != "Moved" {
+            bail!("the guest was not moved: {report:?}");
+        }
+        let exit = host.wait(self.vmm.child, Duration::from_secs(20))?;
+        if exit != Exit::Status(0) {
+            bail!("the VMM that the guest left ended with {exit:?}");
+        }
+        // What it had reported before, and a line that it had begun.
+        self.collect(host)?;
+        self.arrive_at(receiver);
+        Ok(report)
+    }
+
+    /// Is talked to at another VMM from now on.
+    pub fn arrive_at(&mut self, receiver: &Receiver) {
+        self.vmm = receiver.vmm;
+        self.socket.clone_from(&receiver.socket);
+        self.reports.clone_from(&receiver.reports);
+        self.read = 0;
+    }
+
+    /// Forgets a line that was cut off.
+    pub fn forget_line(&mut self) {
+        self.lines = LineBuffer::new();
+    }
+}
