@@ -115,7 +115,7 @@ fn run(workspace: &Workspace, task: Task) -> Result<ExitCode> {
             // What only prints needs no kernel and no emulator.
             let needs_hosts = arguments.first().is_some_and(|it| it == "run");
             let lab = if needs_hosts {
-                lab.with_hosts(workspace)?.for_scenarios(workspace)
+                lab.with_hosts(workspace)?
             } else {
                 lab
             };

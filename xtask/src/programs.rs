@@ -25,8 +25,6 @@ const PROFILE: &str = "lab";
 pub struct Lab {
     program: PathBuf,
     kernel: Option<PathBuf>,
-    /// Another emulator, for hosts with `FEAT_ECV`.
-    emulator: Option<PathBuf>,
     programs: PathBuf,
     logs: PathBuf,
     root: PathBuf,
@@ -38,7 +36,6 @@ pub fn build_lab(workspace: &Workspace) -> Result<Lab> {
     Ok(Lab {
         program: workspace.target.join("debug/lab"),
         kernel: None,
-        emulator: None,
         programs: workspace.target.join(TARGET).join(PROFILE),
         logs: workspace.target.join("lab"),
         root: workspace.root.clone(),
@@ -143,14 +140,6 @@ impl Lab {
         })
     }
 
-    /// Sets up what scenarios need beyond that.
-    pub fn for_scenarios(self, workspace: &Workspace) -> Self {
-        Self {
-            emulator: setup::prepare_emulator(workspace),
-            ..self
-        }
-    }
-
     /// The lab, to be given its arguments.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
@@ -160,9 +149,6 @@ impl Lab {
             .env("PVTIME_LAB_LOGS", &self.logs);
         if let Some(kernel) = &self.kernel {
             command.env("PVTIME_LAB_KERNEL", kernel);
-        }
-        if let Some(emulator) = &self.emulator {
-            command.env("PVTIME_LAB_QEMU_ECV", emulator);
         }
         command
     }

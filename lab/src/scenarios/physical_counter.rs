@@ -11,6 +11,7 @@ use crate::report::{Check, Limit, Skipped};
 use crate::scenario::{Scenario, Stage, Step};
 use anyhow::{Context, Result, bail};
 use guest_protocol::report::Clocks;
+use serde::Deserialize;
 use std::time::Duration;
 
 pub const SCENARIO: Scenario = Scenario {
@@ -27,6 +28,11 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Largest distance of the virtual reads around the physical one, in the narrowest reading: a
 /// fifth of the pause shows beyond doubt.
 const SKEW_LIMIT_US: f64 = 1000.0;
+
+/// Why an emulated host with `FEAT_ECV` is played only where somebody names its emulator.
+const UNPROVEN: &str = "QEMU before 9 has none, and under QEMU 10.0.2 a guest's CNTPCT was seen without \
+    the offset that its CNTVCT had; name an emulator to judge with PVTIME_LAB_QEMU_ECV, or run on arm64 \
+    hardware with --host local";
 
 /// A kind of host, and the names of the guests on it.
 struct Case {
@@ -86,6 +92,13 @@ fn play(stage: &mut Stage) -> Result<()> {
 }
 
 fn see(seen: &mut Vec<Seen>, stage: &mut Stage, case: &'static Case) -> Result<()> {
+    if case.ecv > 0 && stage.assets.place == Place::Emulated && stage.assets.qemu_ecv.is_none() {
+        stage.report.skipped.push(Skipped {
+            part: format!("a host {}", case.host.replace('-', " ")),
+            reason: UNPROVEN.to_owned(),
+        });
+        return Ok(());
+    }
     let spec = HostSpec {
         enhanced_counter: case.ecv > 0,
         ..host_spec(case.host, stage.assets, &stage.logs)?
@@ -134,7 +147,7 @@ fn freeze(stage: &mut Stage, host: &mut Host, case: &'static Case) -> Result<Eve
     guest.pause(host)?;
     let folder = host.file(name);
     guest.ctl(host, &["snapshot", &folder])?;
-    keep(stage, &guest, host)?;
+    stage.keep_records(&guest, host)?;
     guest.stop(host)?;
     sleep(PAUSE)?;
     for (event, name, policy) in [
@@ -144,10 +157,8 @@ fn freeze(stage: &mut Stage, host: &mut Host, case: &'static Case) -> Result<Eve
         let arguments = ["restore", &folder, "--on-restore", policy];
         let mut guest = Guest::spawn(name, false, &arguments, host)?;
         let after = read(&mut guest, host)?;
-        let records = guest.records(host)?;
-        let resume = records.iter().rfind(|record| record.event == "resume");
-        is_recorded(resume.context("no resumption was recorded")?, policy)?;
-        keep(stage, &guest, host)?;
+        is_recorded(&resumption(&guest, host)?, policy)?;
+        stage.keep_records(&guest, host)?;
         guest.power_off(host)?;
         events.push((event, [before.clone(), after].concat()));
     }
@@ -158,7 +169,7 @@ fn freeze(stage: &mut Stage, host: &mut Host, case: &'static Case) -> Result<Eve
 fn advance(stage: &mut Stage, host: &mut Host, case: &'static Case) -> Result<Events> {
     let mut guest = start(host, case.guests[3], "advance")?;
     let over = pause(&mut guest, host, "advance")?;
-    keep(stage, &guest, host)?;
+    stage.keep_records(&guest, host)?;
     guest.power_off(host)?;
     Ok(vec![("pause, advance", over)])
 }
@@ -200,9 +211,12 @@ fn is_recorded(record: &Adjustment, policy: &str) -> Result<()> {
     Ok(())
 }
 
-fn keep(stage: &mut Stage, guest: &Guest, host: &mut Host) -> Result<()> {
-    stage.report.adjustments.extend(guest.adjustments(host)?);
-    Ok(())
+/// The record of how a restored guest went on.
+fn resumption(guest: &Guest, host: &mut Host) -> Result<Adjustment> {
+    let mut records = guest.adjustments(host)?.into_iter();
+    let resume = records.rfind(|record| record["event"] == "resume");
+    let resume = resume.context("no resumption was recorded")?;
+    Adjustment::deserialize(&resume).with_context(|| format!("cannot understand {resume}"))
 }
 
 fn checks_of(seen: &[Seen], case: &'static Case) -> Vec<Check> {

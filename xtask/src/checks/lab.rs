@@ -12,9 +12,7 @@ use std::process::Stdio;
 
 /// Runs every scenario and counts its checks. One that must fail is one check: that it did.
 pub fn run(workspace: &Workspace) -> Result<Count> {
-    let lab = programs::build_lab(workspace)?
-        .with_hosts(workspace)?
-        .for_scenarios(workspace);
+    let lab = programs::build_lab(workspace)?.with_hosts(workspace)?;
     let list = process::output(lab.command().args(["list", "--json"]))?;
     let list: Value = serde_json::from_str(&list).context("cannot understand the lab's list")?;
     let mut total = Count::default();

@@ -1,7 +1,6 @@
 //! Installs and fetches what the other tasks need. What is there already is left alone.
 
 mod apt;
-mod emulator;
 mod headers;
 mod kernel;
 mod peer;
@@ -56,19 +55,6 @@ pub fn prepare_peer(workspace: &Workspace) -> Result<PathBuf> {
         "cannot fetch an arm64 QEMU; on a machine without apt, name a folder with one and its \
          libraries with PVTIME_LAB_PEER",
     )
-}
-
-/// Sets up an emulator of hosts with `FEAT_ECV`, and returns it if it is not the usual one. Without it
-/// the lab leaves those hosts out and says so, so that this is no reason to stop.
-pub fn prepare_emulator(workspace: &Workspace) -> Option<PathBuf> {
-    if is_host() {
-        return None;
-    }
-    let fetched = emulator::fetch(workspace).context("no emulator of hosts with FEAT_ECV");
-    fetched.unwrap_or_else(|error| {
-        say(&format!("going on after {error:#}"));
-        None
-    })
 }
 
 /// Whether this machine can be a lab host itself. `PVTIME_LAB_HOST` decides, as in the lab.

@@ -30,11 +30,6 @@ pub const CXX: Program = Program {
 };
 
 impl Program {
-    /// Whether a variable names another one in its place.
-    pub fn is_named(&self) -> bool {
-        self.variable.is_some_and(|it| var_os(it).is_some())
-    }
-
     /// Installs the program where it is missing.
     pub fn install(&self) -> Result<()> {
         let Self {
@@ -42,7 +37,7 @@ impl Program {
             package,
             variable,
         } = self;
-        if self.is_named() || is_in_path(name) {
+        if variable.is_some_and(|it| var_os(it).is_some()) || is_in_path(name) {
             return Ok(());
         }
         let by_hand = format!("apt-get install --no-install-recommends {package}");

@@ -126,16 +126,6 @@ pub fn for_headers(sources: &[Source], codename: &str) -> Option<String> {
     }
 }
 
-/// The sources, as a deb822 text, that have an emulator with `FEAT_ECV` for this machine: the backports
-/// of a Debian that is older, or else its own suites. `None` if the machine has none.
-pub fn for_emulator(sources: &[Source], codename: &str, architecture: &str) -> Option<String> {
-    let text = for_kernel(sources, codename)?;
-    Some(text.replace(
-        "\nArchitectures: arm64\n",
-        &format!("\nArchitectures: {architecture}\n"),
-    ))
-}
-
 /// The sources, as a deb822 text, of the release itself. `None` if the machine has none.
 pub fn of_release(sources: &[Source], codename: &str) -> Option<String> {
     emit(sources, codename, str::to_owned)
@@ -235,8 +225,6 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
         let want = want.replace("bookworm-backports", "trixie");
         assert_eq!(for_kernel(&parse_deb822(&newer), "trixie"), Some(want));
         assert_eq!(for_kernel(&parse_deb822(DEB822), "trixie"), None);
-        let other = for_emulator(&parse_deb822(DEB822), "bookworm", "amd64").unwrap();
-        assert!(other.contains("-backports\nComponents: main\nArchitectures: amd64\n"));
         let own = of_release(&parse_deb822(DEB822), "bookworm").unwrap();
         assert!(own.contains("\nSuites: bookworm\n"), "{own}");
     }
