@@ -90,7 +90,7 @@ pub struct Machines {
         default_value = "qemu-system-aarch64"
     )]
     qemu: PathBuf,
-    /// Another for hosts with FEAT_ECV, where that one has none: QEMU 9 or later.
+    /// Another for hosts with `FEAT_ECV`, where that one has none: QEMU 9 or later.
     #[arg(long, env = "PVTIME_LAB_QEMU_ECV", value_name = "PROGRAM")]
     qemu_ecv: Option<PathBuf>,
     /// Folder with an arm64 QEMU and its libraries, to measure beside.
