@@ -1,7 +1,7 @@
 //! What the lab needs from elsewhere: kernels, programs, QEMU.
 
 use crate::initramfs::Initramfs;
-use crate::machine::Place;
+use crate::machine::{HostSpec, Place};
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -29,6 +29,8 @@ pub struct Assets {
     pub programs: PathBuf,
     /// `qemu-system-aarch64`, a path or a name in `PATH`.
     pub qemu: PathBuf,
+    /// Another that emulates `FEAT_ECV`, where the first does not.
+    pub qemu_ecv: Option<PathBuf>,
     /// Folder with an arm64 QEMU for hosts and the libraries that it needs; for the benchmark.
     pub peer: Option<PathBuf>,
     /// Where hosts live.
@@ -63,6 +65,13 @@ impl Assets {
             );
         }
         Ok(path)
+    }
+
+    /// The emulator of a host.
+    #[must_use]
+    pub fn emulator_of(&self, spec: &HostSpec) -> &Path {
+        let other = self.qemu_ecv.as_ref().filter(|_| spec.enhanced_counter);
+        other.unwrap_or(&self.qemu)
     }
 
     /// Path of the bare-metal guest.

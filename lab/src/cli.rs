@@ -90,6 +90,9 @@ pub struct Machines {
         default_value = "qemu-system-aarch64"
     )]
     qemu: PathBuf,
+    /// Another for hosts with `FEAT_ECV`, where that one has none: QEMU 9 or later.
+    #[arg(long, env = "PVTIME_LAB_QEMU_ECV", value_name = "PROGRAM")]
+    qemu_ecv: Option<PathBuf>,
     /// Folder with an arm64 QEMU and its libraries, to measure beside.
     #[arg(long, env = "PVTIME_LAB_PEER", value_name = "FOLDER")]
     peer: Option<PathBuf>,
@@ -127,6 +130,7 @@ impl Machines {
             guest_kernel: self.guest_kernel.as_ref().unwrap_or(kernel).clone(),
             programs: self.programs.clone(),
             qemu: self.qemu.clone(),
+            qemu_ecv: self.qemu_ecv.clone(),
             peer: self.peer.clone(),
             place: match self.host {
                 Hosts::Auto => Place::detect(),

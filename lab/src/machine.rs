@@ -61,6 +61,8 @@ pub struct HostSpec {
     pub memory_mib: u32,
     /// Has EL2, and so KVM. Without it the host is always emulated.
     pub virtualization: bool,
+    /// Is asked to have `FEAT_ECV`. [`lab_agent::message::Hello`] says whether it has.
+    pub enhanced_counter: bool,
     /// Files beside the agent.
     pub files: Vec<HostFile>,
 }
@@ -75,6 +77,7 @@ impl HostSpec {
             cpus: 2,
             memory_mib: 2048,
             virtualization: true,
+            enhanced_counter: false,
             files: Vec::new(),
         }
     }
@@ -107,7 +110,7 @@ impl Machine {
             .with_context(|| format!("cannot write {}", archive.display()))?;
         let (ours, theirs) = UnixStream::pair()?;
         let log = logs.join(format!("{}-qemu.log", spec.name));
-        let mut command = Command::new(&assets.qemu);
+        let mut command = Command::new(assets.emulator_of(spec));
         command
             .args(qemu_arguments(spec))
             .arg("-kernel")
@@ -251,11 +254,17 @@ pub(crate) fn start(command: &mut Command, stdin: OwnedFd, log: &Path) -> Result
 
 fn qemu_arguments(spec: &HostSpec) -> Vec<String> {
     let virtualization = if spec.virtualization { "on" } else { "off" };
+    // The first has no FEAT_ECV, the other all that the emulator knows.
+    let cpu = if spec.enhanced_counter {
+        "max"
+    } else {
+        "cortex-a76"
+    };
     // A panic ends QEMU, which ends the channel, which the lab reports with the console's last words.
     let arguments = format!(
         "-nodefaults -no-user-config -display none -monitor none -no-reboot \
          -M virt,virtualization={virtualization},gic-version=3 \
-         -cpu cortex-a76,cntfrq={} -smp {} -m {} \
+         -cpu {cpu},cntfrq={} -smp {} -m {} \
          -device virtio-serial-pci -chardev socket,id=lab,fd=0 \
          -device virtserialport,chardev=lab,name={PORT_NAME}",
         spec.counter_frequency_hz, spec.cpus, spec.memory_mib

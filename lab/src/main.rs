@@ -153,6 +153,9 @@ fn print_report(report: &lab::report::Report, machines: &Machines) {
     for check in &report.checks {
         println!("{check}");
     }
+    for skipped in &report.skipped {
+        println!("skip  {}: {}", skipped.part, skipped.reason);
+    }
     let verdict = match report.verdict {
         Verdict::Pass => "passed",
         Verdict::Fail => "FAILED",

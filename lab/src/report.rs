@@ -17,6 +17,9 @@ pub struct Report {
     pub hosts: Vec<HostFacts>,
     /// Checks, in the order of the scenario.
     pub checks: Vec<Check>,
+    /// Parts that this machine cannot play: nothing is known of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
     /// Interventions in a VM's time, as the VMMs recorded them.
     pub adjustments: Vec<serde_json::Value>,
     /// Figures beside the report, by the names of their files.
@@ -45,6 +48,15 @@ pub struct HostFacts {
     pub counter_frequency_hz: Option<u64>,
     /// Version of the VMM on it; none where it has none.
     pub vmm: Option<String>,
+}
+
+/// A part of a scenario that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    /// What it would have shown.
+    pub part: String,
+    /// Why it could not, and the way out.
+    pub reason: String,
 }
 
 /// One figure and its limit.
@@ -168,6 +180,7 @@ impl Report {
             verdict: Verdict::Fail,
             hosts: Vec::new(),
             checks: Vec::new(),
+            skipped: Vec::new(),
             adjustments: Vec::new(),
             figures: Vec::new(),
             error: None,
@@ -298,6 +311,21 @@ mod tests {
         assert_eq!(verdict(&[&good, &bad], None), Verdict::Fail);
         assert_eq!(verdict(&[&good], Some("interrupted")), Verdict::Fail);
         assert_eq!(verdict(&[], None), Verdict::Fail);
+    }
+
+    #[test]
+    fn a_part_that_was_left_out_is_in_the_report_with_its_reason() {
+        let mut report = Report::new("x");
+        assert!(to_value(&report).unwrap().get("skipped").is_none());
+        report.skipped.push(Skipped {
+            part: "a host with a tail".into(),
+            reason: "there is none".into(),
+        });
+        let want = json!([{ "part": "a host with a tail", "reason": "there is none" }]);
+        assert_eq!(to_value(&report).unwrap()["skipped"], want);
+        // Nothing but left-out parts shows nothing.
+        report.finish(None);
+        assert_eq!(report.verdict, Verdict::Fail);
     }
 
     #[test]

@@ -148,6 +148,7 @@ mod tests {
             guest_kernel: "absent".into(),
             programs: "absent".into(),
             qemu: "absent".into(),
+            qemu_ecv: None,
             peer: None,
             place: Place::Emulated,
         }

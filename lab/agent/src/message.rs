@@ -135,6 +135,9 @@ pub struct Hello {
     pub kernel: String,
     /// `CNTFRQ_EL0`; `None` on machines that are not arm64.
     pub counter_frequency_hz: Option<u64>,
+    /// `FEAT_ECV`: 0 without it, 1 with it, 2 with `CNTPOFF_EL2` too; `None` on machines that are not
+    /// arm64.
+    pub enhanced_counter: Option<u64>,
     /// CPUs online.
     pub cpus: usize,
     /// `/dev/kvm` exists.

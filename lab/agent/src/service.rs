@@ -97,6 +97,7 @@ fn hello() -> Result<Hello> {
         machine: names.machine().to_string_lossy().into_owned(),
         kernel: names.release().to_string_lossy().into_owned(),
         counter_frequency_hz: register::counter_frequency_hz(),
+        enhanced_counter: register::enhanced_counter(),
         cpus: std::thread::available_parallelism()?.get(),
         kvm: Path::new("/dev/kvm").exists(),
         agent_program: std::env::current_exe()?.to_string_lossy().into_owned(),

@@ -23,6 +23,7 @@ mod own_figure;
 mod pause_advance;
 mod pause_freeze;
 mod pauses;
+mod physical_counter;
 mod restore_frequencies;
 mod snapshot_advance;
 mod snapshot_freeze;
@@ -85,6 +86,7 @@ pub const ALL: &[Scenario] = &[
     snapshot_freeze::SCENARIO,
     snapshot_advance::SCENARIO,
     snapshot_killed::SCENARIO,
+    physical_counter::SCENARIO,
     ledger::SCENARIO,
     migrate_same_frequency::SCENARIO,
     watchdog::SCENARIO,
