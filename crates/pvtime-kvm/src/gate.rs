@@ -1,8 +1,10 @@
 //! The gate that every vCPU thread passes before it enters the guest.
 //!
-//! While the gate is open, passing costs one atomic load. Closing it takes every thread out of the
-//! guest and holds it at the gate; then no guest instruction runs, and each thread can be given
-//! work to do on its vCPU, because KVM wants a vCPU's ioctls from the thread that runs it.
+//! While the gate is open, passing costs one atomic load, and a look at the clock for the
+//! [lease](crate::sleep) that keeps threads out of the guest after the host slept. Closing it takes
+//! every thread out of the guest and holds it at the gate; then no guest instruction runs, and each
+//! thread can be given work to do on its vCPU, because KVM wants a vCPU's ioctls from the thread
+//! that runs it.
 //!
 //! ```text
 //! closed --open--> open --close--> every member waits at the gate --open--> open
@@ -25,6 +27,7 @@ use libc::c_int;
 use rustix::thread::{Pid, gettid};
 
 use crate::kick::{self, Armed};
+use crate::sleep::Lease;
 
 /// What a member is asked to do on its vCPU while it waits.
 type Job<C> = Box<dyn FnOnce(&mut C) + Send>;
@@ -37,6 +40,8 @@ type Watch<C> = Box<dyn Fn(Passing, &C) + Send>;
 pub struct Gate<C> {
     /// Whether `State::position` is anything but `Open`, for the way past the gate.
     barred: AtomicBool,
+    /// Until when threads may pass while it is open.
+    lease: Lease,
     state: Mutex<State<C>>,
     changed: Condvar,
     signal: c_int,
@@ -125,15 +130,17 @@ enum Passage {
 }
 
 impl<C> Gate<C> {
-    /// A closed gate. `signal` becomes the process's signal for taking threads out of `KVM_RUN`.
+    /// A closed gate, with a lease for when it is open. `signal` becomes the process's signal for
+    /// taking threads out of `KVM_RUN`.
     ///
     /// # Errors
     ///
     /// What the kernel says of a signal that cannot be handled.
-    pub fn new(signal: c_int) -> io::Result<Self> {
+    pub fn new(signal: c_int, lease: Lease) -> io::Result<Self> {
         kick::install(signal)?;
         Ok(Self {
             barred: AtomicBool::new(true),
+            lease,
             state: Mutex::new(State {
                 position: Position::Closed,
                 members: Vec::new(),
@@ -145,7 +152,22 @@ impl<C> Gate<C> {
 
     /// Whether a thread may go on into the guest; to be asked after its flag was armed.
     fn is_open(&self) -> bool {
-        !self.barred.load(Ordering::SeqCst)
+        !self.barred.load(Ordering::SeqCst) && !self.lease.has_ended()
+    }
+
+    /// Whether nobody may pass, open or not, because the lease has ended.
+    pub fn lease_has_ended(&self) -> bool {
+        self.lease.has_ended()
+    }
+
+    /// Extends the lease to a time on `CLOCK_BOOTTIME`, and lets those pass who waited for it.
+    pub fn renew_lease(&self, until_ns: u64) {
+        self.lease.renew(until_ns);
+        // Whoever looked at the lease before that holds the lock until it waits.
+        let state = self.lock();
+        if state.members.iter().any(|member| member.waiting) {
+            self.changed.notify_all();
+        }
     }
 
     /// Closes the gate, if it is open, and returns when every member waits at it. If that takes
@@ -234,6 +256,14 @@ impl<C> Gate<C> {
         Some(results.into_iter().map(|(_, result)| result).collect())
     }
 
+    fn holds(&self, position: Position) -> bool {
+        match position {
+            Position::Open => self.lease.has_ended(),
+            Position::Closed => true,
+            Position::Stopped => false,
+        }
+    }
+
     fn set(&self, state: &mut State<C>, position: Position) {
         state.position = position;
         self.barred
@@ -284,6 +314,10 @@ impl<C> std::fmt::Debug for Member<C> {
 impl<C> Member<C> {
     /// Makes the calling thread the one for vCPU `index`; it calls `watch` when it passes.
     ///
+    /// # Errors
+    ///
+    /// Where the kernel has no timer for the thread.
+    ///
     /// # Panics
     ///
     /// If that vCPU has a thread.
@@ -291,7 +325,8 @@ impl<C> Member<C> {
         gate: &Arc<Gate<C>>,
         index: usize,
         watch: impl Fn(Passing, &C) + Send + 'static,
-    ) -> Self {
+    ) -> io::Result<Self> {
+        gate.lease.join(index, gate.signal)?;
         let mut state = gate.lock();
         assert!(
             state.members.iter().all(|member| member.index != index),
@@ -304,16 +339,17 @@ impl<C> Member<C> {
             job: None,
         };
         state.members.push(member);
-        Self {
+        drop(state);
+        Ok(Self {
             gate: Arc::clone(gate),
             index,
             watch: Box::new(watch),
-        }
+        })
     }
 
-    /// Passes the gate, waiting while it is closed, and calls `run`, which is to enter the guest
-    /// once. The gate cannot close in between without `run` finding `immediate_exit` set. `None`
-    /// where the VM is being stopped.
+    /// Passes the gate, waiting while it is closed or the lease has ended, and calls `run`, which
+    /// is to enter the guest once. Neither can happen in between without `run` finding
+    /// `immediate_exit` set. `None` where the VM is being stopped.
     pub fn enter<'a, R>(&self, vcpu: &'a mut C, run: impl FnOnce(&'a mut C) -> R) -> Option<R>
     where
         C: ImmediateExit,
@@ -335,7 +371,7 @@ impl<C> Member<C> {
         }
     }
 
-    /// Waits while the gate is closed, doing what is asked meanwhile.
+    /// Waits while nobody may pass, doing what is asked meanwhile.
     fn wait(&self, vcpu: &mut C) -> Passage {
         (self.watch)(Passing::Arrives, vcpu);
         let passage = self.wait_for_opening(vcpu);
@@ -347,7 +383,7 @@ impl<C> Member<C> {
 
     fn wait_for_opening(&self, vcpu: &mut C) -> Passage {
         let mut state = self.gate.lock();
-        while state.position == Position::Closed {
+        while self.gate.holds(state.position) {
             let member = self.own(&mut state);
             if let Some(job) = member.job.take() {
                 drop(state);
@@ -382,6 +418,7 @@ impl<C> Member<C> {
 
 impl<C> Drop for Member<C> {
     fn drop(&mut self) {
+        self.gate.lease.leave(self.index);
         self.gate
             .lock()
             .members

@@ -30,6 +30,7 @@ pub mod probe;
 pub mod record;
 pub mod registers;
 mod reserved_memory;
+pub mod sleep;
 mod stolen_time;
 pub mod thread_stat;
 

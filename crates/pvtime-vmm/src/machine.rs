@@ -222,6 +222,7 @@ fn time_config(config: &MachineConfig) -> Result<VmTimeConfig> {
             ..Policies::default()
         },
         negative_elapsed: NegativeElapsed::Refuse,
+        watches_host_sleep: true,
     })
 }
 

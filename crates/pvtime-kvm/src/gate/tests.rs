@@ -3,6 +3,7 @@ use std::sync::atomic::AtomicU64;
 use std::thread::{self, JoinHandle, sleep};
 
 use super::*;
+use crate::clock;
 
 const SIGNAL: c_int = libc::SIGUSR2;
 const LIMIT: Duration = Duration::from_secs(10);
@@ -47,7 +48,7 @@ impl Guest {
 fn run(gate: &Arc<Gate<FakeVcpu>>, index: usize, guest: &Arc<Guest>) -> JoinHandle<u64> {
     let (gate, guest) = (Arc::clone(gate), Arc::clone(guest));
     thread::spawn(move || {
-        let member = Member::join(&gate, index, |_, _| ());
+        let member = Member::join(&gate, index, |_, _| ()).unwrap();
         let mut vcpu = FakeVcpu {
             hesitation: guest.hesitation * u32::try_from(index).unwrap(),
             ..FakeVcpu::default()
@@ -58,7 +59,7 @@ fn run(gate: &Arc<Gate<FakeVcpu>>, index: usize, guest: &Arc<Guest>) -> JoinHand
 }
 
 fn open_gate() -> Arc<Gate<FakeVcpu>> {
-    let gate = Gate::new(SIGNAL).unwrap();
+    let gate = Gate::new(SIGNAL, Lease::forever()).unwrap();
     assert!(!gate.is_open(), "nothing runs before somebody says so");
     gate.open();
     Arc::new(gate)
@@ -139,11 +140,73 @@ fn a_thread_that_joins_late_waits_at_the_closed_gate() {
     thread.join().unwrap();
 }
 
+/// A gate that is open, with a lease that ends this long from now.
+fn leased_gate(term: Duration) -> Arc<Gate<FakeVcpu>> {
+    let gate = Gate::new(SIGNAL, Lease::ended()).unwrap();
+    gate.open();
+    gate.renew_lease(boottime_after(term));
+    Arc::new(gate)
+}
+
+fn boottime_after(term: Duration) -> u64 {
+    clock::boottime_ns() + u64::try_from(term.as_nanos()).unwrap()
+}
+
+#[test]
+fn s2_nobody_enters_without_a_lease_and_all_do_when_it_is_renewed() {
+    let gate = leased_gate(Duration::from_millis(20));
+    let guest = Arc::new(Guest::default());
+    let threads: Vec<_> = (0..3).map(|index| run(&gate, index, &guest)).collect();
+    let instructions = || guest.instructions.load(Ordering::SeqCst);
+    for _ in 0..20 {
+        // Nobody closed it: the timers took them out, and the lease keeps them.
+        wait_until(|| gate.lock().members.iter().all(|it| it.waiting));
+        assert!(gate.lease_has_ended());
+        assert_eq!(gate.lock().position, Position::Open);
+        let before = instructions();
+        sleep(Duration::from_millis(5));
+        assert_eq!(instructions(), before);
+        // They can be stopped there like anywhere else.
+        gate.close(LIMIT).unwrap();
+        assert_eq!(gate.on_each(|index, _| index), Some(vec![0, 1, 2]));
+        gate.open();
+        assert_eq!(instructions(), before);
+        gate.renew_lease(boottime_after(Duration::from_millis(20)));
+        wait_until(|| instructions() > before);
+    }
+    gate.stop();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn s2_a_thread_that_is_held_up_between_its_look_and_the_guest_does_not_enter() {
+    let gate = leased_gate(Duration::from_secs(60));
+    let member = Member::join(&gate, 0, |_, _| ()).unwrap();
+    let mut vcpu = FakeVcpu::default();
+    for held_up in [false, true, true, false] {
+        let term = Duration::from_millis(if held_up { 5 } else { 60_000 });
+        gate.renew_lease(boottime_after(term));
+        let entered = member.enter(&mut vcpu, |vcpu| {
+            while held_up && !gate.lease_has_ended() {
+                thread::yield_now();
+            }
+            // The signal comes with the end of the lease, or a moment later.
+            sleep(Duration::from_millis(if held_up { 5 } else { 0 }));
+            let flag = &raw const vcpu.immediate_exit;
+            // SAFETY: `vcpu` is borrowed; only this thread's signal handler writes meanwhile.
+            unsafe { ptr::read_volatile(flag) == 0 }
+        });
+        assert_eq!(entered, Some(!held_up));
+    }
+}
+
 #[test]
 fn a_thread_that_does_not_come_out_is_named_and_the_rest_runs_on() {
     let gate = open_gate();
     // This thread is a member that handles an exit for ever.
-    let stuck = Member::join(&gate, 7, |_, _| ());
+    let stuck = Member::join(&gate, 7, |_, _| ()).unwrap();
     let error = gate.close(Duration::from_millis(20)).unwrap_err();
     assert!(
         matches!(error, CloseError::Stuck { index: 7, .. }),
@@ -160,6 +223,6 @@ fn a_stopped_gate_stays_stopped() {
     gate.stop();
     gate.open();
     gate.close(LIMIT).unwrap();
-    let member = Member::join(&gate, 0, |_, _| ());
+    let member = Member::join(&gate, 0, |_, _| ()).unwrap();
     assert_eq!(member.wait(&mut FakeVcpu::default()), Passage::Stopped);
 }

@@ -11,6 +11,8 @@ use pvtime::host::Cause;
 use pvtime::host::ledger::{Accounts, Ledger, LedgerError};
 use rustix::thread::Pid;
 
+use crate::clock;
+use crate::sleep::Activity;
 use crate::thread_stat::{self, HaltTime, ThreadAccounts};
 
 /// A vCPU's account, shared by its thread and whoever asks.
@@ -25,6 +27,8 @@ struct Entries {
     thread: ThreadAccounts,
     /// From the start or the restoration on.
     ledger: Option<Ledger>,
+    /// Physical time that no account had when the thread last went into the guest.
+    residual_ns: i128,
     /// What went wrong on the vCPU's thread, until somebody asks.
     failure: Option<AccountError>,
 }
@@ -52,6 +56,7 @@ impl VcpuAccount {
             entries: Mutex::new(Entries {
                 thread,
                 ledger: None,
+                residual_ns: 0,
                 failure: None,
             }),
         })
@@ -73,6 +78,24 @@ impl VcpuAccount {
     pub fn leave(&self, cause: Cause, is_off: bool) {
         let mut entries = self.lock();
         let entered = entries.leave(cause, is_off);
+        entries.keep(entered);
+    }
+
+    /// What the thread did up to now.
+    pub fn activity(&self) -> Result<Activity, thread_stat::Error> {
+        let entries = self.lock();
+        Ok(Activity {
+            physical_ns: clock::boottime_ns(),
+            busy_ns: entries.thread.busy_ns()?,
+        })
+    }
+
+    /// The host slept while the thread, which waits at the gate now, was in the guest or about to
+    /// enter it. What no account has of that stretch is a pause for this cause, but not more than
+    /// `most_ns`: it may have been a long one.
+    pub fn slept(&self, cause: Cause, most_ns: u64) {
+        let mut entries = self.lock();
+        let entered = entries.slept(cause, most_ns);
         entries.keep(entered);
     }
 
@@ -144,7 +167,18 @@ impl Entries {
             Some(ledger) => ledger.resume(now, cause)?,
             None => self.ledger = Some(Ledger::start(now)),
         }
+        self.residual_ns = self.ledger.map_or(0, |it| it.accounts().residual_ns());
         Ok(())
+    }
+
+    fn slept(&mut self, cause: Cause, most_ns: u64) -> Result<(), AccountError> {
+        let Some(ledger) = &mut self.ledger else {
+            return Ok(());
+        };
+        let missing_ns = ledger.accounts().residual_ns() - self.residual_ns;
+        let slept_ns = missing_ns.clamp(0, most_ns.into());
+        let slept_ns = u64::try_from(slept_ns).expect("between 0 and 64 bits");
+        Ok(ledger.slept(cause, slept_ns)?)
     }
 
     fn keep(&mut self, entered: Result<(), AccountError>) {

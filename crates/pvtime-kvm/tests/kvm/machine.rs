@@ -106,6 +106,7 @@ impl Machine {
             stolen_time_period: PERIOD,
             policies: Policies::default(),
             negative_elapsed: NegativeElapsed::Refuse,
+            watches_host_sleep: true,
         }
     }
 

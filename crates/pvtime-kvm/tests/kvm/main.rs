@@ -5,5 +5,7 @@
 
 mod counters;
 mod machine;
+mod sleep;
 mod stolen_time;
+mod stopper;
 mod timers;
