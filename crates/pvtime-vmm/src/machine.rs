@@ -29,7 +29,7 @@ use vmm_sys_util::signal::SIGRTMIN;
 
 use crate::boot::Boot;
 use crate::bus::Bus;
-use crate::cli::TimeArgs;
+use crate::cli::{TimeArgs, WatchArg};
 use crate::devices::{InputDrained, Interrupt, SerialPort};
 use crate::event::Event;
 use crate::fdt;
@@ -219,10 +219,12 @@ fn time_config(config: &MachineConfig) -> Result<VmTimeConfig> {
         policies: Policies {
             pause: config.time.on_pause.into(),
             restore: config.time.on_restore.into(),
+            suspend: config.time.on_suspend.into(),
+            stall: config.time.on_stall.into(),
             ..Policies::default()
         },
         negative_elapsed: NegativeElapsed::Refuse,
-        watches_host_sleep: true,
+        watches_host_sleep: config.time.watch_host == WatchArg::On,
     })
 }
 

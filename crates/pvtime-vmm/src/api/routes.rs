@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use super::answers::{Events, Instance, VcpuHistory, VmState};
 use super::http::{Request, Response};
 use super::requests::{
-    Action, ActionType, ChangeState, CreateSnapshot, EventsQuery, HistoryQuery, WantedState,
-    no_query, parse,
+    Action, ActionType, ChangeState, CreateSnapshot, EventsQuery, HistoryQuery, HostSleep,
+    SleepPhase, WantedState, no_query, parse,
 };
 use super::{Fault, Vm};
 
@@ -29,6 +29,7 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/time", time),
     route("GET", "/time/ledger", ledger),
     route("GET", "/time/events", events),
+    route("PUT", "/time/host-sleep", host_sleep),
     route("GET", "/time/history", history),
 ];
 
@@ -169,6 +170,19 @@ fn change_state(api: &Api, request: &Request) -> Result<Response, Fault> {
             VmState::Paused => Ok(vm.resume()?),
             VmState::NotStarted => Err(not_started()),
         }),
+    }
+}
+
+/// What is announced for a VM that is paused anyway is no event.
+fn host_sleep(api: &Api, request: &Request) -> Result<Response, Fault> {
+    let HostSleep { phase } = parse(&request.body)?;
+    let vm = api.vm();
+    if vm.state() == VmState::NotStarted {
+        return Err(not_started());
+    }
+    match phase {
+        SleepPhase::Prepare => api.change("host sleep", || Ok(vm.prepare_sleep()?)),
+        SleepPhase::Finish => api.change("host sleep", || Ok(vm.finish_sleep()?)),
     }
 }
 
