@@ -35,6 +35,9 @@ type Job<C> = Box<dyn FnOnce(&mut C) + Send>;
 /// What a member is told when it passes.
 type Watch<C> = Box<dyn Fn(Passing, &C) + Send>;
 
+/// Tells whether the thread was not stopped since somebody last knew that it ran.
+type Vouch = Box<dyn Fn() -> bool + Send>;
+
 /// A gate for threads that each drive a `C`, a vCPU.
 #[derive(Debug)]
 pub struct Gate<C> {
@@ -155,14 +158,14 @@ impl<C> Gate<C> {
         !self.barred.load(Ordering::SeqCst) && !self.lease.has_ended()
     }
 
-    /// Whether nobody may pass, open or not, because the lease has ended.
-    pub fn lease_has_ended(&self) -> bool {
-        self.lease.has_ended()
+    /// Until when threads may pass.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
     }
 
-    /// Extends the lease to a time on `CLOCK_BOOTTIME`, and lets those pass who waited for it.
-    pub fn renew_lease(&self, until_ns: u64) {
-        self.lease.renew(until_ns);
+    /// Renews the lease, and lets those pass who waited for it.
+    pub fn renew_lease(&self) {
+        self.lease.renew();
         // Whoever looked at the lease before that holds the lock until it waits.
         let state = self.lock();
         if state.members.iter().any(|member| member.waiting) {
@@ -301,6 +304,7 @@ pub struct Member<C> {
     gate: Arc<Gate<C>>,
     index: usize,
     watch: Watch<C>,
+    vouch: Vouch,
 }
 
 impl<C> std::fmt::Debug for Member<C> {
@@ -312,7 +316,9 @@ impl<C> std::fmt::Debug for Member<C> {
 }
 
 impl<C> Member<C> {
-    /// Makes the calling thread the one for vCPU `index`; it calls `watch` when it passes.
+    /// Makes the calling thread the one for vCPU `index`; it calls `watch` when it passes. When it
+    /// finds the lease ended it renews it by itself if `vouch` says that it ran all the time: then
+    /// it was not the host that stopped.
     ///
     /// # Errors
     ///
@@ -325,6 +331,7 @@ impl<C> Member<C> {
         gate: &Arc<Gate<C>>,
         index: usize,
         watch: impl Fn(Passing, &C) + Send + 'static,
+        vouch: impl Fn() -> bool + Send + 'static,
     ) -> io::Result<Self> {
         gate.lease.join(index, gate.signal)?;
         let mut state = gate.lock();
@@ -344,6 +351,7 @@ impl<C> Member<C> {
             gate: Arc::clone(gate),
             index,
             watch: Box::new(watch),
+            vouch: Box::new(vouch),
         })
     }
 
@@ -365,7 +373,9 @@ impl<C> Member<C> {
                 return Some(result);
             }
             drop(armed);
-            if self.wait(vcpu) == Passage::Stopped {
+            if self.gate.lease.has_ended() && (self.vouch)() {
+                self.gate.renew_lease();
+            } else if self.wait(vcpu) == Passage::Stopped {
                 return None;
             }
         }

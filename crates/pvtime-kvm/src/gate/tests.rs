@@ -48,7 +48,7 @@ impl Guest {
 fn run(gate: &Arc<Gate<FakeVcpu>>, index: usize, guest: &Arc<Guest>) -> JoinHandle<u64> {
     let (gate, guest) = (Arc::clone(gate), Arc::clone(guest));
     thread::spawn(move || {
-        let member = Member::join(&gate, index, |_, _| ()).unwrap();
+        let member = Member::join(&gate, index, |_, _| (), || false).unwrap();
         let mut vcpu = FakeVcpu {
             hesitation: guest.hesitation * u32::try_from(index).unwrap(),
             ..FakeVcpu::default()
@@ -144,7 +144,7 @@ fn a_thread_that_joins_late_waits_at_the_closed_gate() {
 fn leased_gate(term: Duration) -> Arc<Gate<FakeVcpu>> {
     let gate = Gate::new(SIGNAL, Lease::ended()).unwrap();
     gate.open();
-    gate.renew_lease(boottime_after(term));
+    gate.lease().renew_until(boottime_after(term));
     Arc::new(gate)
 }
 
@@ -158,10 +158,11 @@ fn s2_nobody_enters_without_a_lease_and_all_do_when_it_is_renewed() {
     let guest = Arc::new(Guest::default());
     let threads: Vec<_> = (0..3).map(|index| run(&gate, index, &guest)).collect();
     let instructions = || guest.instructions.load(Ordering::SeqCst);
+    wait_until(|| gate.lock().members.len() == 3);
     for _ in 0..20 {
         // Nobody closed it: the timers took them out, and the lease keeps them.
         wait_until(|| gate.lock().members.iter().all(|it| it.waiting));
-        assert!(gate.lease_has_ended());
+        assert!(gate.lease().has_ended());
         assert_eq!(gate.lock().position, Position::Open);
         let before = instructions();
         sleep(Duration::from_millis(5));
@@ -171,7 +172,7 @@ fn s2_nobody_enters_without_a_lease_and_all_do_when_it_is_renewed() {
         assert_eq!(gate.on_each(|index, _| index), Some(vec![0, 1, 2]));
         gate.open();
         assert_eq!(instructions(), before);
-        gate.renew_lease(boottime_after(Duration::from_millis(20)));
+        gate.renew_lease();
         wait_until(|| instructions() > before);
     }
     gate.stop();
@@ -181,15 +182,24 @@ fn s2_nobody_enters_without_a_lease_and_all_do_when_it_is_renewed() {
 }
 
 #[test]
+fn a_thread_that_knows_that_it_ran_renews_the_lease_by_itself() {
+    let gate = leased_gate(Duration::from_millis(1));
+    sleep(Duration::from_millis(2));
+    let member = Member::join(&gate, 0, |_, _| panic!("it waits"), || true).unwrap();
+    let entered = member.enter(&mut FakeVcpu::default(), |_| gate.lease().has_ended());
+    assert_eq!(entered, Some(false));
+}
+
+#[test]
 fn s2_a_thread_that_is_held_up_between_its_look_and_the_guest_does_not_enter() {
     let gate = leased_gate(Duration::from_secs(60));
-    let member = Member::join(&gate, 0, |_, _| ()).unwrap();
+    let member = Member::join(&gate, 0, |_, _| (), || false).unwrap();
     let mut vcpu = FakeVcpu::default();
     for held_up in [false, true, true, false] {
         let term = Duration::from_millis(if held_up { 5 } else { 60_000 });
-        gate.renew_lease(boottime_after(term));
+        gate.lease().renew_until(boottime_after(term));
         let entered = member.enter(&mut vcpu, |vcpu| {
-            while held_up && !gate.lease_has_ended() {
+            while held_up && !gate.lease().has_ended() {
                 thread::yield_now();
             }
             // The signal comes with the end of the lease, or a moment later.
@@ -206,7 +216,7 @@ fn s2_a_thread_that_is_held_up_between_its_look_and_the_guest_does_not_enter() {
 fn a_thread_that_does_not_come_out_is_named_and_the_rest_runs_on() {
     let gate = open_gate();
     // This thread is a member that handles an exit for ever.
-    let stuck = Member::join(&gate, 7, |_, _| ()).unwrap();
+    let stuck = Member::join(&gate, 7, |_, _| (), || false).unwrap();
     let error = gate.close(Duration::from_millis(20)).unwrap_err();
     assert!(
         matches!(error, CloseError::Stuck { index: 7, .. }),
@@ -223,6 +233,6 @@ fn a_stopped_gate_stays_stopped() {
     gate.stop();
     gate.open();
     gate.close(LIMIT).unwrap();
-    let member = Member::join(&gate, 0, |_, _| ()).unwrap();
+    let member = Member::join(&gate, 0, |_, _| (), || false).unwrap();
     assert_eq!(member.wait(&mut FakeVcpu::default()), Passage::Stopped);
 }

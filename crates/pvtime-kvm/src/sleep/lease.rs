@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libc::c_int;
 
+use super::TERM_NS;
 use super::timer::ThreadTimer;
 use crate::clock;
 
@@ -68,9 +69,20 @@ impl Lease {
         self.lock().retain(|(owner, _)| *owner != index);
     }
 
+    /// When it was renewed last and when it ends, on `CLOCK_BOOTTIME`.
+    pub fn term_ns(&self) -> (u64, u64) {
+        let until_ns = self.until_ns.load(Ordering::SeqCst);
+        (until_ns.saturating_sub(TERM_NS), until_ns)
+    }
+
+    /// Lets it end a [`TERM`](super::TERM) from now.
+    pub fn renew(&self) {
+        self.renew_until(clock::boottime_ns() + TERM_NS);
+    }
+
     /// Extends it. The timers come first: whoever passes on the new lease has one that ends with
     /// it, and whoever passed on the old one has until then as well.
-    pub fn renew(&self, until_ns: u64) {
+    pub(crate) fn renew_until(&self, until_ns: u64) {
         let timers = self.lock();
         for (_, timer) in &*timers {
             timer.arm(until_ns);
@@ -93,9 +105,9 @@ mod tests {
     fn it_ends_at_its_time_and_can_be_renewed() {
         let lease = Lease::ended();
         assert!(lease.has_ended());
-        lease.renew(clock::boottime_ns() + 60_000_000_000);
+        lease.renew_until(clock::boottime_ns() + 60_000_000_000);
         assert!(!lease.has_ended());
-        lease.renew(clock::boottime_ns() + 2_000_000);
+        lease.renew_until(clock::boottime_ns() + 2_000_000);
         sleep(Duration::from_millis(3));
         assert!(lease.has_ended());
         assert!(!Lease::forever().has_ended());

@@ -1,9 +1,10 @@
 //! What keeps a guest from running on a clock that nobody has set right since the host slept.
 //!
 //! Vcpu threads enter the guest on a [`Lease`] that ends a moment from now, by `CLOCK_BOOTTIME`,
-//! which runs through every kind of sleep. One thread renews it, again and again. When the host
-//! sleeps, or all threads of the VMM are stopped, nobody does: the lease ends, the thread that
-//! renews it finds out how long that lasted, has the VM's time set right, and only then renews.
+//! which runs through every kind of sleep. One thread renews it, again and again; where that one
+//! gets no CPU in time, a vCPU's thread does which knows that itself it ran. When the host sleeps, or
+//! all threads of the VMM are stopped, nobody can: the lease ends, the thread that renews it finds
+//! out how long that lasted, has the VM's time set right, and only then renews.
 //!
 //! ```text
 //! renewed                 ended: no way in                    set right, renewed
@@ -33,12 +34,14 @@ use std::time::Duration;
 pub const BEAT: Duration = Duration::from_millis(10);
 
 /// For how long. A stop that is shorter than this stays in the guest's counters.
-pub const TERM: Duration = Duration::from_millis(50);
+pub const TERM: Duration = Duration::from_nanos(TERM_NS);
+const TERM_NS: u64 = 50_000_000;
 
 /// How long after the end of its lease a vCPU may still be in the guest: what a timer's interrupt,
 /// the signal and the way out take on a busy machine.
-pub const MARGIN: Duration = Duration::from_millis(10);
+pub const MARGIN: Duration = Duration::from_nanos(MARGIN_NS);
+const MARGIN_NS: u64 = 10_000_000;
 
 /// What of a stop stays in the guest's counters, at most: what is hidden is certain, and begins
 /// when the lease has ended and everybody is out.
-pub const BOUND: Duration = Duration::from_millis(60);
+pub const BOUND: Duration = Duration::from_nanos(TERM_NS + MARGIN_NS);

@@ -2,7 +2,7 @@
 
 use pvtime::host::timeline::{Evidence, HostSample, Timeline};
 
-use super::MARGIN;
+use super::MARGIN_NS;
 
 /// What a vCPU's thread did up to some moment, both in ns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,11 @@ impl Activity {
     /// than the one in question between then and `now`.
     fn until_ns(&self, now: &Self) -> u64 {
         self.physical_ns + now.busy_ns.saturating_sub(self.busy_ns)
+    }
+
+    /// Whether the thread was not stopped up to `now`, but for the margin.
+    pub fn ran_until(&self, now: &Self) -> bool {
+        self.until_ns(now).saturating_add(MARGIN_NS) >= now.physical_ns
     }
 }
 
@@ -50,8 +55,7 @@ impl Silence {
             };
             last_ns = last_ns.max(before.until_ns(now));
         }
-        let margin_ns = u64::try_from(MARGIN.as_nanos()).expect("some milliseconds");
-        now_ns.saturating_sub(last_ns.saturating_add(margin_ns))
+        now_ns.saturating_sub(last_ns.saturating_add(MARGIN_NS))
     }
 
     /// What to tell the VM's time about it; `None` where nothing was the matter. `before` is some

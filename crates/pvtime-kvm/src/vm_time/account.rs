@@ -27,6 +27,8 @@ struct Entries {
     thread: ThreadAccounts,
     /// From the start or the restoration on.
     ledger: Option<Ledger>,
+    /// What the thread did when it was last known to run.
+    looked: Option<Activity>,
     /// Physical time that no account had when the thread last went into the guest.
     residual_ns: i128,
     /// What went wrong on the vCPU's thread, until somebody asks.
@@ -56,6 +58,7 @@ impl VcpuAccount {
             entries: Mutex::new(Entries {
                 thread,
                 ledger: None,
+                looked: None,
                 residual_ns: 0,
                 failure: None,
             }),
@@ -81,13 +84,21 @@ impl VcpuAccount {
         entries.keep(entered);
     }
 
-    /// What the thread did up to now.
-    pub fn activity(&self) -> Result<Activity, thread_stat::Error> {
+    /// Takes down what the thread did up to now, for the two below.
+    pub fn look(&self) {
+        self.lock().look();
+    }
+
+    /// What it did up to the last look, and up to now; `None` where nothing is known.
+    pub fn activity(&self) -> Option<(Activity, Activity)> {
         let entries = self.lock();
-        Ok(Activity {
-            physical_ns: clock::boottime_ns(),
-            busy_ns: entries.thread.busy_ns()?,
-        })
+        entries.looked.zip(entries.activity())
+    }
+
+    /// Whether the thread was not stopped since the last look.
+    pub fn ran(&self) -> bool {
+        self.activity()
+            .is_some_and(|(before, now)| before.ran_until(&now))
     }
 
     /// The host slept while the thread, which waits at the gate now, was in the guest or about to
@@ -167,8 +178,28 @@ impl Entries {
             Some(ledger) => ledger.resume(now, cause)?,
             None => self.ledger = Some(Ledger::start(now)),
         }
+        // What it waited at the gate is no stop.
+        self.look();
         self.residual_ns = self.ledger.map_or(0, |it| it.accounts().residual_ns());
         Ok(())
+    }
+
+    fn look(&mut self) {
+        let busy_ns = self.thread.busy_ns().ok();
+        // Last, so that nothing is missed of what the thread does meanwhile.
+        let physical_ns = clock::boottime_ns();
+        self.looked = busy_ns.map(|busy_ns| Activity {
+            physical_ns,
+            busy_ns,
+        });
+    }
+
+    fn activity(&self) -> Option<Activity> {
+        Some(Activity {
+            // First, for the same reason.
+            physical_ns: clock::boottime_ns(),
+            busy_ns: self.thread.busy_ns().ok()?,
+        })
     }
 
     fn slept(&mut self, cause: Cause, most_ns: u64) -> Result<(), AccountError> {

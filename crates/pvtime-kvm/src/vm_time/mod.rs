@@ -348,7 +348,7 @@ impl VmTime {
             }
             self.closed_for.set(cause);
             self.gate.close(CLOSE_LIMIT)?;
-            if !self.gate.lease_has_ended() {
+            if !self.gate.lease().has_ended() {
                 return Ok(state);
             }
             // It stays closed to all without a lease.

@@ -56,6 +56,7 @@ impl VcpuTime {
         drop(state);
         time.stolen.bind(index, gettid())?;
         let closed_for = Arc::clone(&time.closed_for);
+        let own = Arc::clone(&account);
         let member = Member::join(
             &time.gate,
             index,
@@ -63,6 +64,7 @@ impl VcpuTime {
                 Passing::Arrives => account.arrive(is_off(vcpu)),
                 Passing::Leaves => account.leave(closed_for.get(), is_off(vcpu)),
             },
+            move || own.ran(),
         );
         let member = member.map_err(|source| Error::Timer { index, source })?;
         Ok(RunningVcpu {

@@ -11,9 +11,10 @@ use std::time::Duration;
 use pvtime::host::Cause;
 use pvtime::host::timeline::{Event, Evidence, HostSample, TimelineError};
 
+use super::account::VcpuAccount;
 use super::{Error, State, Vcpu, VmTime};
 use crate::clock;
-use crate::sleep::{Activity, BEAT, Silence, TERM};
+use crate::sleep::{BEAT, Silence};
 
 /// How long a vCPU may take to come out when the host has slept; then it is waited for again, and
 /// others that want to change the VM's time have their turn.
@@ -34,13 +35,11 @@ pub(super) struct Watch {
 impl Watch {
     /// Starts the thread, which goes when its VM's time does.
     pub fn start(&self, time: &Arc<VmTime>) -> io::Result<()> {
+        let looked = clock::sample(time.frequency);
         let time = Arc::downgrade(time);
         let (stop, stopped) = channel::<Infallible>();
         let thread = Builder::new().name("host-sleep".into()).spawn(move || {
-            let mut watcher = Watcher {
-                is_stopped: true,
-                ..Watcher::default()
-            };
+            let mut watcher = Watcher { beats: 0, looked };
             while stopped.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
                 let Some(time) = Weak::upgrade(&time) else {
                     return;
@@ -75,57 +74,34 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What the thread remembers from one beat to the next.
-#[derive(Default)]
 struct Watcher {
-    /// When the lease was renewed last, and until when; on `CLOCK_BOOTTIME`.
-    renewed_ns: u64,
-    until_ns: u64,
     beats: u32,
-    /// At the last look the VM did not run, or there was none.
-    is_stopped: bool,
-    /// The last look at the clocks and at each vCPU's thread.
-    looked: Option<Look>,
-}
-
-struct Look {
-    sample: HostSample,
-    vcpus: Vec<Option<Activity>>,
+    /// The clocks at the last look.
+    looked: HostSample,
 }
 
 impl Watcher {
     fn beat(&mut self, time: &VmTime) {
-        let now_ns = clock::boottime_ns();
-        let settled = if now_ns < self.until_ns {
-            // What changed the VM's time meanwhile has looked at the clocks.
-            self.renew(time, now_ns);
-            self.look_now_and_then(time)
-        } else {
+        let settled = if time.gate.lease().has_ended() {
             self.settle(time, None)
+        } else {
+            time.gate.renew_lease();
+            self.look_now_and_then(time)
         };
         let failure = settled.err().map(|error| error.to_string());
-        if failure.is_none() && clock::boottime_ns() >= self.until_ns {
-            self.renew(time, clock::boottime_ns());
+        if failure.is_none() && time.gate.lease().has_ended() {
+            time.gate.renew_lease();
         }
         *lock(&time.watch.held_up) = failure;
     }
 
-    fn renew(&mut self, time: &VmTime, now_ns: u64) {
-        let term_ns = u64::try_from(TERM.as_nanos()).expect("some milliseconds");
-        (self.renewed_ns, self.until_ns) = (now_ns, now_ns + term_ns);
-        time.gate.renew_lease(self.until_ns);
-    }
-
     fn look_now_and_then(&mut self, time: &VmTime) -> Result<(), Error> {
         self.beats = self.beats.wrapping_add(1);
-        let due = self.is_stopped || self.beats.is_multiple_of(LOOK_EVERY);
+        let due = self.beats.is_multiple_of(LOOK_EVERY);
         let Some(mut state) = due.then(|| time.state.try_lock().ok()).flatten() else {
             return Ok(());
         };
-        self.is_stopped = !state.timeline.is_running();
-        if self.is_stopped {
-            // Nothing to set right. But what a thread waits at the gate is no sleep when the VM
-            // goes on, so it is looked at until then.
-            self.look(time, &state);
+        if !state.timeline.is_running() {
             return Ok(());
         }
         match time.step(&mut state, Event::Observe) {
@@ -146,10 +122,10 @@ impl Watcher {
     }
 
     fn look(&mut self, time: &VmTime, state: &State) {
-        self.looked = Some(Look {
-            sample: clock::sample(time.frequency),
-            vcpus: state.activities(),
-        });
+        self.looked = clock::sample(time.frequency);
+        for account in state.accounts_of_threads().flatten() {
+            account.look();
+        }
     }
 
     /// Sets a running VM's time right, for what is known or for what can be found out.
@@ -161,13 +137,10 @@ impl Watcher {
         time.closed_for.set(Cause::HostSuspend);
         time.gate.close(TURN)?;
         let now = clock::sample(time.frequency);
-        let found = self.looked.as_ref().map(|looked| {
-            let silence = self.silence(&state, looked);
-            let evidence = silence.evidence(&state.timeline, &looked.sample, &now);
-            (evidence, now.boottime_ns.saturating_sub(silence.since_ns))
-        });
-        let (found, most_ns) = found.unwrap_or_default();
-        if let Some(evidence) = known.or(found) {
+        let silence = time.silence(&state);
+        let evidence = known.or_else(|| silence.evidence(&state.timeline, &self.looked, &now));
+        if let Some(evidence) = evidence {
+            let most_ns = now.boottime_ns.saturating_sub(silence.since_ns);
             // The gate stays closed after an error, until a later beat does it.
             time.slept(&mut state, evidence, most_ns)?;
         }
@@ -175,24 +148,21 @@ impl Watcher {
         time.gate.open();
         Ok(())
     }
-
-    fn silence(&self, state: &State, looked: &Look) -> Silence {
-        let now = state.activities();
-        Silence {
-            since_ns: self.renewed_ns,
-            ended_ns: self.until_ns,
-            stepped_ns: state.stops.entered_ns,
-            vcpus: looked
-                .vcpus
-                .iter()
-                .zip(now)
-                .map(|(before, now)| before.zip(now))
-                .collect(),
-        }
-    }
 }
 
 impl VmTime {
+    /// The time since the lease was renewed last, all vCPUs being at the gate.
+    fn silence(&self, state: &State) -> Silence {
+        let (since_ns, ended_ns) = self.gate.lease().term_ns();
+        let of_threads = state.accounts_of_threads();
+        Silence {
+            since_ns,
+            ended_ns,
+            stepped_ns: state.stops.entered_ns,
+            vcpus: of_threads.map(|it| it?.activity()).collect(),
+        }
+    }
+
     /// Takes a sleep of the host out of the VM's time, all vCPUs being at the gate, and enters it in
     /// the accounts.
     fn slept(&self, state: &mut State, evidence: Evidence, most_ns: u64) -> Result<(), Error> {
@@ -217,12 +187,11 @@ impl VmTime {
 }
 
 impl State {
-    /// What each vCPU's thread did up to now.
-    fn activities(&self) -> Vec<Option<Activity>> {
-        let of = |vcpu: &Vcpu| match vcpu {
-            Vcpu::Bound(bound) => bound.account.activity().ok(),
+    /// The account of each vCPU, where it has a thread.
+    fn accounts_of_threads(&self) -> impl Iterator<Item = Option<&VcpuAccount>> {
+        self.vcpus.iter().map(|vcpu| match vcpu {
+            Vcpu::Bound(bound) => Some(&*bound.account),
             Vcpu::New | Vcpu::Attached(_) => None,
-        };
-        self.vcpus.iter().map(of).collect()
+        })
     }
 }

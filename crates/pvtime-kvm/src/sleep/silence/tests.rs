@@ -213,3 +213,16 @@ fn no_evidence_is_ever_for_more_than_the_timeline_can_take_out() {
         }
     }
 }
+
+#[test]
+fn a_thread_vouches_for_itself_within_the_margin() {
+    let activity = |physical_ms, busy_ms| Activity {
+        physical_ns: physical_ms * MS,
+        busy_ns: busy_ms * MS,
+    };
+    let before = activity(100, 7);
+    for (passed_ms, busy_ms, ran) in [(80, 80, true), (80, 70, true), (80, 69, false)] {
+        let now = activity(100 + passed_ms, 7 + busy_ms);
+        assert_eq!(before.ran_until(&now), ran, "{busy_ms} of {passed_ms} ms");
+    }
+}
