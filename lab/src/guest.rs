@@ -61,6 +61,8 @@ pub struct GuestSpec {
     pub stolen_time: &'static str,
     /// `--on-pause`.
     pub on_pause: &'static str,
+    /// `--on-stall`.
+    pub on_stall: &'static str,
     /// Words for its kernel.
     pub kernel_options: &'static str,
 }
@@ -76,6 +78,7 @@ impl GuestSpec {
             workload: Workload::Idle,
             stolen_time: "on",
             on_pause: "freeze",
+            on_stall: "report",
             kernel_options: "",
         }
     }
@@ -124,6 +127,8 @@ impl Guest {
             spec.stolen_time,
             "--on-pause",
             spec.on_pause,
+            "--on-stall",
+            spec.on_stall,
             "--console",
             &console,
             "--serial",

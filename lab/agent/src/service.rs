@@ -1,7 +1,7 @@
 //! Takes requests from the channel and answers them, one after the other.
 
 use crate::children::{Children, pin};
-use crate::{files, processes, register};
+use crate::{files, processes, register, stop};
 use anyhow::{Context, Result};
 use lab_agent::message::{Answer, Hello, Request};
 use lab_agent::{PROTOCOL, frame};
@@ -75,6 +75,8 @@ impl Service {
             Request::Mappings { pid } => json(processes::mappings(pid)?),
             Request::PinAgent { cpus } => json(pin(None, &cpus)?),
             Request::PinThread { tid, cpus } => json(pin(Some(tid), &cpus)?),
+            Request::Sleep { seconds } => json(stop::sleep(seconds)?),
+            Request::Freeze { pid, ms: length } => json(stop::freeze(pid, ms(length))?),
         };
         Ok((value?, Vec::new()))
     }

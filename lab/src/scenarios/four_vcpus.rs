@@ -159,6 +159,7 @@ mod tests {
         };
         Status {
             elapsed_ns: 0,
+            paused_ns: 0,
             vcpus: structures.iter().map(vcpu).collect(),
         }
     }

@@ -6,6 +6,7 @@ mod boot;
 mod canary;
 pub mod demo;
 mod four_vcpus;
+mod gate_race;
 mod interrupted;
 mod kvm_tests;
 mod ledger;
@@ -15,6 +16,8 @@ mod pauses;
 mod stolen_time;
 mod stolen_time_off;
 mod stolen_user;
+mod suspend;
+mod suspend_linux;
 mod three_guests;
 mod timers_survive;
 mod watch;
@@ -29,6 +32,22 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
         "forty pauses of three seconds, and gaps that only a quiet machine keeps",
     ),
     ("watchdog", "two guests that are paused for a minute each"),
+    (
+        "gate-race",
+        "a thousand stops; kvm-tests makes fifty of them",
+    ),
+    (
+        "suspend-announced",
+        "twenty sleeps of four seconds; suspends makes two",
+    ),
+    (
+        "suspend-unannounced",
+        "fifty sleeps and fifty freezes; suspends makes a few",
+    ),
+    (
+        "suspend-linux",
+        "three guests on a host that sleeps for a minute",
+    ),
 ];
 
 /// Why the test command leaves a scenario out, if it does.
@@ -50,6 +69,11 @@ pub const ALL: &[Scenario] = &[
     pause_advance::SCENARIO,
     ledger::SCENARIO,
     watchdog::SCENARIO,
+    suspend::SOME,
+    suspend::ANNOUNCED,
+    suspend::UNANNOUNCED,
+    suspend_linux::SCENARIO,
+    gate_race::SCENARIO,
     timers_survive::SCENARIO,
     canary::SCENARIO,
 ];
