@@ -6,11 +6,12 @@ use svg::node::element::{
 };
 
 use crate::axis::Axis;
+use crate::labels::{Curve, Room};
 use crate::stretches::{self, Kind, Stretch};
 use crate::{Figure, Point};
 
 /// Of the whole, in SVG's units.
-const WIDTH: f64 = 960.0;
+const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 600.0;
 
 /// Edges of the plot.
@@ -63,6 +64,7 @@ const STOLEN_PATTERN: &str = "stolen";
 pub fn document(figure: &Figure<'_>, points: &[Point]) -> String {
     let plot = Plot::of(points);
     let stretches = stretches::find(points);
+    let curves = STYLES.map(|style| plot.curve(points, style.value));
     let document = Document::new()
         .set("viewBox", (0.0, 0.0, WIDTH, HEIGHT))
         .set("width", WIDTH)
@@ -77,9 +79,9 @@ pub fn document(figure: &Figure<'_>, points: &[Point]) -> String {
         .add(text(figure.title, LEFT, 30.0).set("font-size", 19))
         .add(text(figure.about, LEFT, 52.0).set("fill", "#444444"))
         .add(legend())
-        .add(shades(&plot, &stretches))
+        .add(shades(&plot, &stretches, &curves))
         .add(grid(&plot))
-        .add(lines(&plot, points))
+        .add(lines(&curves))
         .add(ends(&plot, points));
     format!("{document}\n")
 }
@@ -126,6 +128,11 @@ impl Plot {
 
     fn y(&self, value: f64) -> f64 {
         BOTTOM - self.y.position(value) * (BOTTOM - TOP)
+    }
+
+    fn curve(&self, points: &[Point], value: fn(&Point) -> f64) -> Curve {
+        let place = |it: &Point| (self.x(it.physical), self.y(value(it)));
+        points.iter().map(place).collect()
     }
 }
 
@@ -192,7 +199,7 @@ fn legend() -> Group {
 const LABEL_WIDTH: f64 = 92.0;
 const LABEL_HEIGHT: f64 = LINE_HEIGHT + 6.0;
 
-fn shades(plot: &Plot, stretches: &[Stretch]) -> Group {
+fn shades(plot: &Plot, stretches: &[Stretch], curves: &[Curve]) -> Group {
     let mut group = Group::new();
     for stretch in stretches {
         let (from, to) = (plot.x(stretch.from), plot.x(stretch.to));
@@ -207,31 +214,44 @@ fn shades(plot: &Plot, stretches: &[Stretch]) -> Group {
                 .set("fill", format!("url(#{pattern})"))
                 .add(Title::new(label.as_str())),
         );
-        let middle = f64::midpoint(from, to);
-        let (half_height, degrees) = if to - from >= LABEL_WIDTH {
-            (LINE_HEIGHT / 2.0, 0)
-        } else if to - from >= LABEL_HEIGHT {
-            (width_of(&label) / 2.0, -90)
-        } else {
-            continue;
+        let degrees = match to - from {
+            wide if wide >= LABEL_WIDTH => 0,
+            high if high >= LABEL_HEIGHT => -90,
+            _ => continue,
         };
-        // The lines go from one corner to the other: there is room in the other two.
-        let y = if middle < f64::midpoint(LEFT, RIGHT) {
-            TOP + half_height + 10.0
-        } else {
-            BOTTOM - half_height - 10.0
-        };
-        group = group.add(plate(&label).set("transform", place(middle, y, degrees)));
+        let place = place_label(f64::midpoint(from, to), &label, degrees, curves);
+        group = group.add(plate(&label).set("transform", place));
     }
     group
 }
 
+/// At the top of the plot, or where the lines leave room.
+fn place_label(x: f64, label: &str, degrees: i16, curves: &[Curve]) -> String {
+    let (mut half_width, mut half_height) = (plate_width(label) / 2.0, LINE_HEIGHT / 2.0);
+    if degrees != 0 {
+        (half_width, half_height) = (half_height, half_width);
+    }
+    let room = Room {
+        from: x - half_width,
+        to: x + half_width,
+        half_height,
+    };
+    let (top, bottom) = (TOP + half_height + 10.0, BOTTOM - half_height - 10.0);
+    let between = |part: f64| top + part * (bottom - top);
+    let heights = [top, bottom, between(0.5), between(0.25), between(0.75)];
+    place(x, room.place(&heights, curves), degrees)
+}
+
 /// A label on white, around the origin.
 fn plate(label: &str) -> Group {
-    let width = width_of(label) + 10.0;
+    let width = plate_width(label);
     Group::new()
         .add(rectangle(-width / 2.0, -LINE_HEIGHT / 2.0, width, LINE_HEIGHT).set("fill", "#ffffff"))
         .add(text(label, 0.0, 4.5).set("text-anchor", "middle"))
+}
+
+fn plate_width(label: &str) -> f64 {
+    width_of(label) + 10.0
 }
 
 fn place(x: f64, y: f64, degrees: i16) -> String {
@@ -275,18 +295,12 @@ fn grid(plot: &Plot) -> Group {
         )
 }
 
-fn lines(plot: &Plot, points: &[Point]) -> Group {
+fn lines(curves: &[Curve]) -> Group {
     let mut group = Group::new().set("stroke-linejoin", "round");
-    for style in &STYLES {
-        let vertices: Vec<String> = points
+    for (style, curve) in STYLES.iter().zip(curves) {
+        let vertices: Vec<_> = curve
             .iter()
-            .map(|it| {
-                format!(
-                    "{:.2},{:.2}",
-                    plot.x(it.physical),
-                    plot.y((style.value)(it))
-                )
-            })
+            .map(|(x, y)| format!("{x:.2},{y:.2}"))
             .collect();
         let line = Polyline::new()
             .set("points", vertices.join(" "))

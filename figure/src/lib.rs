@@ -25,6 +25,7 @@
 
 mod axis;
 mod draw;
+mod labels;
 mod stretches;
 
 use serde::{Deserialize, Serialize};

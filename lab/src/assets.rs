@@ -14,6 +14,9 @@ const MAGIC: [u8; 4] = *b"ARM\x64";
 /// The Linux guest program.
 const GUEST_PROGRAM: &str = "init";
 
+/// The bare-metal guest, an arm64 Image.
+const BARE_GUEST: &str = "el1";
+
 /// Files of this machine that hosts and guests are made of.
 #[derive(Debug, Clone)]
 pub struct Assets {
@@ -21,7 +24,8 @@ pub struct Assets {
     pub host_kernel: PathBuf,
     /// Image of the Linux guests.
     pub guest_kernel: PathBuf,
-    /// Folder with the static arm64 programs: `lab-agent`, `pvtime`, and the guest's `init`.
+    /// Folder with the static arm64 programs: `lab-agent`, `pvtime`, the guest's `init`, and the
+    /// bare-metal guest.
     pub programs: PathBuf,
     /// `qemu-system-aarch64`, a path or a name in `PATH`.
     pub qemu: PathBuf,
@@ -39,7 +43,7 @@ impl Assets {
     pub fn check(&self) -> Result<()> {
         check_image(&self.host_kernel, "PVTIME_LAB_KERNEL")?;
         check_image(&self.guest_kernel, "PVTIME_LAB_GUEST_KERNEL")?;
-        for program in ["lab-agent", "pvtime", GUEST_PROGRAM] {
+        for program in ["lab-agent", "pvtime", GUEST_PROGRAM, BARE_GUEST] {
             self.program(program)?;
         }
         Ok(())
@@ -59,6 +63,14 @@ impl Assets {
             );
         }
         Ok(path)
+    }
+
+    /// Path of the bare-metal guest.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn bare_guest(&self) -> Result<PathBuf> {
+        self.program(BARE_GUEST)
     }
 
     /// The archive whose init is the Linux guest program.

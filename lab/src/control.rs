@@ -131,6 +131,28 @@ impl Guest {
         said.lines().map(understand).collect()
     }
 
+    /// Where a vCPU's time went up to now, as the VMM draws it.
+    ///
+    /// # Errors
+    /// When `pvtime ctl` fails.
+    pub fn figure(&self, host: &mut Host, vcpu: usize) -> Result<Vec<u8>> {
+        let file = host.file("figure.svg");
+        self.ctl(host, &["figure", &file, "--vcpu", &vcpu.to_string()])?;
+        let drawn = host.read_from(&file, 0)?;
+        host.remove_file(&file)?;
+        Ok(drawn)
+    }
+
+    /// The same, as far as the lab judges them.
+    ///
+    /// # Errors
+    /// As [`Self::adjustments`].
+    pub fn records(&self, host: &mut Host) -> Result<Vec<Adjustment>> {
+        let records = self.adjustments(host)?.into_iter();
+        let records = records.map(|record| serde_json::from_value(record).map_err(Into::into));
+        records.collect()
+    }
+
     /// Where each vCPU's time went, up to now.
     ///
     /// # Errors

@@ -1,12 +1,13 @@
-//! A Linux guest under `pvtime run` on a host.
+//! A guest under `pvtime run` on a host.
 
 use crate::assets::Assets;
 use crate::host::Host;
 use crate::interrupt;
 use crate::machine::{HostFile, HostSpec};
+use crate::sightings::Sightings;
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
-use guest_protocol::report::{Hello, Sample, Spin};
+use guest_protocol::report::Hello;
 use guest_protocol::{Action, Body, LineBuffer, MAX_LINE, Report, Request, Workload};
 use lab_agent::message::{Exit, Spawn, Spawned};
 use std::collections::VecDeque;
@@ -23,7 +24,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How often new reports are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// A host with the VMM, the guests' kernel and their initramfs.
+/// A host with the VMM, the guests' kernel and their initramfs, and the bare-metal guest.
 ///
 /// # Errors
 /// When a program is missing or the archive cannot be written.
@@ -39,6 +40,7 @@ pub fn host_spec(name: &'static str, assets: &Assets, logs: &Path) -> Result<Hos
         file("pvtime", assets.program("pvtime")?),
         file("Image", assets.guest_kernel.clone()),
         file("guest.cpio", initramfs),
+        file("el1", assets.bare_guest()?),
     ];
     Ok(HostSpec {
         files,
@@ -46,11 +48,22 @@ pub fn host_spec(name: &'static str, assets: &Assets, logs: &Path) -> Result<Hos
     })
 }
 
+/// What a guest boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestImage {
+    /// Linux, with the program of `guest/linux` as its init.
+    Linux,
+    /// The bare-metal guest, `guest/el1`.
+    El1,
+}
+
 /// What a guest is to be.
 #[derive(Debug, Clone)]
 pub struct GuestSpec {
     /// Name in logs, unique on its host.
     pub name: &'static str,
+    /// What is booted.
+    pub image: GuestImage,
     /// vCPUs.
     pub cpus: u32,
     /// Memory in MiB.
@@ -61,24 +74,25 @@ pub struct GuestSpec {
     pub stolen_time: &'static str,
     /// `--on-pause`.
     pub on_pause: &'static str,
-    /// `--on-stall`.
-    pub on_stall: &'static str,
+    /// More options of `pvtime run`.
+    pub vmm_options: &'static [&'static str],
     /// Words for its kernel.
     pub kernel_options: &'static str,
 }
 
 impl GuestSpec {
-    /// One idle vCPU with stolen time.
+    /// A Linux guest with one idle vCPU and stolen time.
     #[must_use]
     pub fn new(name: &'static str) -> Self {
         Self {
             name,
+            image: GuestImage::Linux,
             cpus: 1,
             memory_mib: 128,
             workload: Workload::Idle,
             stolen_time: "on",
             on_pause: "freeze",
-            on_stall: "report",
+            vmm_options: &[],
             kernel_options: "",
         }
     }
@@ -97,6 +111,7 @@ pub struct Guest {
     lines: LineBuffer,
     arrived: VecDeque<Report>,
     last_id: u32,
+    pub(crate) sightings: Sightings,
 }
 
 impl Guest {
@@ -105,30 +120,63 @@ impl Guest {
     /// # Errors
     /// When the host refuses.
     pub fn start(spec: &GuestSpec, host: &mut Host) -> Result<Self> {
-        let name = spec.name;
-        let pvtime = host.path_of("pvtime")?;
-        let socket = host.file(&format!("{name}.sock"));
-        let reports = host.file(&format!("{name}-reports.log"));
-        let console = host.file(&format!("{name}-console.log"));
-        let argv = [
-            &pvtime,
-            "run",
-            "--kernel",
-            &host.path_of("Image")?,
-            "--initramfs",
-            &host.path_of("guest.cpio")?,
+        let (kernel, initramfs) = (host.path_of("Image")?, host.path_of("guest.cpio")?);
+        let el1 = host.path_of("el1")?;
+        let mut arguments = vec!["run"];
+        arguments.extend(match spec.image {
+            GuestImage::Linux => vec!["--kernel", &kernel, "--initramfs", &initramfs],
+            GuestImage::El1 => vec!["--kernel", &el1],
+        });
+        let (cmdline, memory) = (command_line(spec), spec.memory_mib.to_string());
+        let cpus = spec.cpus.to_string();
+        arguments.extend([
             "--cmdline",
-            &command_line(spec),
+            &cmdline,
             "--memory",
-            &spec.memory_mib.to_string(),
+            &memory,
             "--cpus",
-            &spec.cpus.to_string(),
+            &cpus,
             "--stolen-time",
             spec.stolen_time,
             "--on-pause",
             spec.on_pause,
-            "--on-stall",
-            spec.on_stall,
+        ]);
+        arguments.extend(spec.vmm_options);
+        let is_busy = spec.workload != Workload::Idle;
+        Self::spawn(spec.name, is_busy, &arguments, host)
+    }
+
+    /// Has a guest go on that was saved in a folder on this host. Its program does not introduce
+    /// itself again.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn restore(
+        name: &'static str,
+        is_busy: bool,
+        snapshot: &str,
+        host: &mut Host,
+    ) -> Result<Self> {
+        Self::spawn(name, is_busy, &["restore", snapshot], host)
+    }
+
+    /// Starts a VMM with these arguments, and others that say where its guest is to be heard.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn spawn(
+        name: &'static str,
+        is_busy: bool,
+        arguments: &[&str],
+        host: &mut Host,
+    ) -> Result<Self> {
+        let pvtime = host.path_of("pvtime")?;
+        let socket = host.file(&format!("{name}.sock"));
+        let reports = host.file(&format!("{name}-reports.log"));
+        let console = host.file(&format!("{name}-console.log"));
+        let places = [
+            "--id",
+            name,
             "--console",
             &console,
             "--serial",
@@ -136,8 +184,9 @@ impl Guest {
             "--api-socket",
             &socket,
         ];
+        let argv = [&[pvtime.as_str()], arguments, &places].concat();
         let vmm = host.spawn(Spawn {
-            argv: argv.map(str::to_owned).into(),
+            argv: argv.into_iter().map(str::to_owned).collect(),
             stdin: true,
             stdout: Some(reports.clone()),
             stderr: Some(host.file(&format!("{name}-vmm.log"))),
@@ -148,7 +197,7 @@ impl Guest {
         }
         Ok(Self {
             name,
-            is_busy: spec.workload != Workload::Idle,
+            is_busy,
             vmm,
             pvtime,
             socket,
@@ -157,6 +206,7 @@ impl Guest {
             lines: LineBuffer::new(),
             arrived: VecDeque::new(),
             last_id: 0,
+            sightings: Sightings::default(),
         })
     }
 
@@ -178,16 +228,19 @@ impl Guest {
         self.vmm
     }
 
-    /// Waits for the guest program's introduction.
+    /// Waits for the guest program's introduction and a first sample.
     ///
     /// # Errors
     /// When the guest does not boot; with the VMM's last line if it ended.
     pub fn await_hello(&mut self, host: &mut Host) -> Result<Hello> {
         let is_hello = |report: &Report| matches!(report.body, Body::Hello(_));
-        match self.await_report(host, BOOT_LIMIT, is_hello)?.body {
-            Body::Hello(hello) => Ok(hello),
+        let hello = match self.await_report(host, BOOT_LIMIT, is_hello)?.body {
+            Body::Hello(hello) => hello,
             other => bail!("guest {} sent {other:?} for a hello", self.name),
-        }
+        };
+        // What is done to its time later lies after this one.
+        self.sample(host)?;
+        Ok(hello)
     }
 
     /// Asks the guest program for something, and waits for the report that answers.
@@ -199,7 +252,7 @@ impl Guest {
         self.await_answer(host, id)
     }
 
-    fn send(&mut self, host: &mut Host, action: Action) -> Result<u32> {
+    pub(crate) fn send(&mut self, host: &mut Host, action: Action) -> Result<u32> {
         self.last_id += 1;
         let id = self.last_id;
         let mut line = [0; MAX_LINE];
@@ -208,7 +261,7 @@ impl Guest {
         Ok(id)
     }
 
-    fn await_answer(&mut self, host: &mut Host, id: u32) -> Result<Body> {
+    pub(crate) fn await_answer(&mut self, host: &mut Host, id: u32) -> Result<Body> {
         let answers = move |report: &Report| report.answers == Some(id);
         match self.await_report(host, ANSWER_LIMIT, answers)?.body {
             Body::Error(error) => bail!("guest {}: {}", self.name, error.message),
@@ -225,33 +278,6 @@ impl Guest {
         match done {
             Body::Done => Ok(()),
             other => bail!("guest {} sent {other:?} for a new workload", self.name),
-        }
-    }
-
-    /// What each spinning vCPU saw since it was asked last.
-    ///
-    /// # Errors
-    /// As [`Self::ask`].
-    pub fn spins(&mut self, host: &mut Host) -> Result<Vec<Spin>> {
-        let id = self.send(host, Action::Spin)?;
-        let mut spins = Vec::new();
-        loop {
-            match self.await_answer(host, id)? {
-                Body::Spin(spin) => spins.push(spin),
-                Body::Done => return Ok(spins),
-                other => bail!("guest {} sent {other:?} for spins", self.name),
-            }
-        }
-    }
-
-    /// One sample, taken now.
-    ///
-    /// # Errors
-    /// As [`Self::ask`].
-    pub fn sample(&mut self, host: &mut Host) -> Result<Sample> {
-        match self.ask(host, Action::Sample)? {
-            Body::Sample(sample) => Ok(sample),
-            other => bail!("guest {} sent {other:?} for a sample", self.name),
         }
     }
 
@@ -309,16 +335,37 @@ impl Guest {
         Ok(())
     }
 
+    /// What it wrote to its second serial port so far, for a guest that has no program of ours.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn written(&self, host: &mut Host) -> Result<Vec<u8>> {
+        host.read_from(&self.reports, 0)
+    }
+
+    /// Ends it from outside, and waits for the VMM's end with status 0.
+    ///
+    /// # Errors
+    /// When either does not happen.
+    pub fn stop(self, host: &mut Host) -> Result<()> {
+        self.ctl(host, &["stop"])?;
+        self.await_end(host, "it was stopped")
+    }
+
     /// Asks the guest to power off, and waits for the VMM's end with status 0.
     ///
     /// # Errors
     /// When either does not happen.
     pub fn power_off(mut self, host: &mut Host) -> Result<()> {
         self.ask(host, Action::PowerOff)?;
+        self.await_end(host, "a power-off")
+    }
+
+    fn await_end(&self, host: &mut Host, after: &str) -> Result<()> {
         let exit = host.wait(self.vmm.child, ANSWER_LIMIT)?;
         if exit != Exit::Status(0) {
             bail!(
-                "pvtime run for guest {} ended with {exit:?} after a power-off",
+                "the VMM of guest {} ended with {exit:?} after {after}",
                 self.name
             );
         }
@@ -389,6 +436,9 @@ impl Guest {
 fn command_line(spec: &GuestSpec) -> String {
     let workload = vec![spec.workload.to_string(); spec.cpus as usize].join(",");
     let kernel_options = spec.kernel_options;
+    if spec.image == GuestImage::El1 {
+        return format!("-- --workload {workload}");
+    }
     format!(
         "console=ttyS0 panic=-1 {kernel_options} -- --port ttyS1 --workload {workload} \
          --sample-ms 0"
@@ -411,5 +461,11 @@ mod tests {
             line.ends_with("-- --port ttyS1 --workload busy,busy,busy --sample-ms 0"),
             "{line}"
         );
+        let bare = GuestSpec {
+            image: GuestImage::El1,
+            cpus: 2,
+            ..GuestSpec::new("bare")
+        };
+        assert_eq!(command_line(&bare), "-- --workload idle,idle");
     }
 }

@@ -227,7 +227,7 @@ fn prefer(process: &Child) {
     let _refused = setpriority_process(pid, PRECEDENCE);
 }
 
-fn start(command: &mut Command, stdin: OwnedFd, log: &Path) -> Result<Child> {
+pub(crate) fn start(command: &mut Command, stdin: OwnedFd, log: &Path) -> Result<Child> {
     let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     command.stdin(stdin).stdout(file.try_clone()?).stderr(file);
     let program = command.get_program().to_string_lossy().into_owned();

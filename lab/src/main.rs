@@ -102,6 +102,10 @@ fn demonstrate(machines: &Machines, output: &Output) -> Result<Verdict> {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("\n{}", demo::sentence(&report));
+        let folder = machines.logs.join(demo::SCENARIO.name);
+        if let Some(text) = demo::on_the_figure(&report, &folder) {
+            println!("\n{text}");
+        }
     }
     Ok(report.verdict)
 }

@@ -19,6 +19,8 @@ pub struct Report {
     pub checks: Vec<Check>,
     /// Interventions in a VM's time, as the VMMs recorded them.
     pub adjustments: Vec<serde_json::Value>,
+    /// Figures beside the report, by the names of their files.
+    pub figures: Vec<String>,
     /// Why the scenario did not run to its end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -167,6 +169,7 @@ impl Report {
             hosts: Vec::new(),
             checks: Vec::new(),
             adjustments: Vec::new(),
+            figures: Vec::new(),
             error: None,
         }
     }
@@ -265,7 +268,7 @@ mod tests {
             .push(Check::new("broken_ms", f64::NAN, Limit::AtMost(10.0), "ms"));
         report.finish(None);
         let want = json!({
-            "scenario": "stolen-time", "verdict": "fail", "adjustments": [],
+            "scenario": "stolen-time", "verdict": "fail", "adjustments": [], "figures": [],
             "hosts": [
                 { "kernel": "6.12.1", "counter_frequency_hz": 25_000_000, "vmm": "pvtime 0.1.0" }
             ],

@@ -9,8 +9,19 @@ pub struct Status {
     pub elapsed_ns: u64,
     /// As much of it as the VM was stopped for.
     pub paused_ns: u64,
+    /// Which generation of its VM it is.
+    pub generation: Generation,
     /// One for each vCPU.
     pub vcpus: Vec<VcpuStatus>,
+}
+
+/// A generation of a VM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Generation {
+    /// Counts from 1.
+    pub count: u64,
+    /// What the guest finds, in hexadecimal digits.
+    pub id: String,
 }
 
 /// One vCPU, its figures sampled close together.

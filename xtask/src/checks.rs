@@ -4,7 +4,7 @@ mod core;
 mod lab;
 
 use crate::process;
-use crate::programs::{self, TARGET};
+use crate::programs::{self, BARE_TARGET, TARGET};
 use crate::setup::{self, Needs};
 use crate::workspace::Workspace;
 use anyhow::{Context, Result};
@@ -25,7 +25,7 @@ struct Check {
     run: fn(&Workspace) -> Result<Count>,
 }
 
-/// Bare-metal packages: they build without the standard library.
+/// Bare-metal libraries: they build without the standard library.
 const BARE: [&str; 2] = ["--package=pvtime", "--package=guest-protocol"];
 
 const CHECKS: &[Check] = &[
@@ -53,11 +53,11 @@ const CHECKS: &[Check] = &[
         name: "clippy-bare",
         about: "the same for bare metal",
         run: |workspace| {
-            let [core, protocol] = BARE;
-            clippy(
-                workspace,
-                &[core, protocol, "--lib", "--target=aarch64-unknown-none"],
-            )
+            let target = ["--target", BARE_TARGET];
+            let libraries = [&BARE[..], &["--lib"], &target].concat();
+            let guest = [&["--package=guest-el1"][..], &target].concat();
+            clippy(workspace, &libraries)?;
+            clippy(workspace, &guest)
         },
     },
     Check {

@@ -12,6 +12,12 @@ use std::process::Command;
 /// Target of everything that runs on a host or in a Linux guest.
 pub const TARGET: &str = "aarch64-unknown-linux-musl";
 
+/// Target of what runs without an operating system.
+pub const BARE_TARGET: &str = "aarch64-unknown-none";
+
+/// The bare-metal guest: an `Image` beside the programs.
+const BARE_GUEST: &str = "el1";
+
 /// Cargo profile for them.
 const PROFILE: &str = "lab";
 
@@ -46,11 +52,26 @@ pub fn build_for_hosts(workspace: &Workspace) -> Result<()> {
     let mut command =
         workspace.cargo(&["build", "--quiet", "--target", TARGET, "--profile", PROFILE]);
     process::run(command.args(packages))?;
+    build_bare_guest(workspace)?;
     build_kvm_tests(workspace)
 }
 
+/// Builds the bare-metal guest, and puts it where the lab finds the other programs.
+fn build_bare_guest(workspace: &Workspace) -> Result<()> {
+    let mut command = workspace.cargo(&["build", "--quiet", "--package=guest-el1"]);
+    process::run(command.args(["--target", BARE_TARGET, "--profile", PROFILE]))?;
+    let folder = |target| workspace.target.join(target).join(PROFILE);
+    let (from, to) = (
+        folder(BARE_TARGET).join(BARE_GUEST),
+        folder(TARGET).join(BARE_GUEST),
+    );
+    fs::copy(&from, &to)
+        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
 /// Tests that need KVM, and the crates that have them and examples. Everywhere else these are empty.
-const KVM_TESTS: [&str; 2] = ["--test=kvm", "--test=machine_state"];
+const KVM_TESTS: [&str; 3] = ["--test=kvm", "--test=machine_state", "--test=hostile_guest"];
 const FOR_KVM: [&str; 2] = ["--package=pvtime-kvm", "--package=pvtime-vmm"];
 
 /// What the names of their programs begin with.

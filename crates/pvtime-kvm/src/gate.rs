@@ -7,36 +7,40 @@
 //! that runs it.
 //!
 //! ```text
-//! closed --open--> open --close--> every member waits at the gate --open--> open
-//!    \____________________________ stop _____________________________________/
-//!                               |
-//!                    members leave, for good
+//! closed --open--> open --close--> closed --open: every member ready--> open
+//!    \______________________________ stop ________________________________/
+//!                                     |
+//!                          members leave, for good
 //! ```
-#![expect(
-    unsafe_code,
-    reason = "a thread's flag is handed to the handler of its signal"
-)]
+//!
+//! What a guest misses over a frozen pause is the time from its last instruction to the reading of
+//! its counter, and from the counter's setting to its next instruction. So whatever else there is to
+//! do is done outside these two: members say that they are out before they do their accounts, and do
+//! them again before the counter is set; and nobody sleeps who waits for a moment only.
+
+mod member;
+
+pub use member::{Member, Passing};
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use libc::c_int;
-use rustix::thread::{Pid, gettid};
+use rustix::thread::Pid;
 
-use crate::kick::{self, Armed};
+use crate::kick;
 use crate::sleep::Lease;
+
+/// How often a waiting thread lets others run and looks again before it sleeps: some tens of
+/// microseconds, for which a wake-up would be longer than the wait.
+const LOOKS: u32 = 50;
 
 /// What a member is asked to do on its vCPU while it waits.
 type Job<C> = Box<dyn FnOnce(&mut C) + Send>;
-
-/// What a member is told when it passes.
-type Watch<C> = Box<dyn Fn(Passing, &C) + Send>;
-
-/// Tells whether the thread was not stopped since somebody last knew that it ran.
-type Vouch = Box<dyn Fn() -> bool + Send>;
 
 /// A gate for threads that each drive a `C`, a vCPU.
 #[derive(Debug)]
@@ -46,6 +50,8 @@ pub struct Gate<C> {
     /// Until when threads may pass while it is open.
     lease: Lease,
     state: Mutex<State<C>>,
+    /// Counts the changes of `state`, for those who look instead of sleeping.
+    changes: AtomicU32,
     changed: Condvar,
     signal: c_int,
 }
@@ -60,14 +66,27 @@ struct State<C> {
 enum Position {
     Open,
     Closed,
+    /// Still closed, but members get ready to leave.
+    Opening,
     Stopped,
+}
+
+/// Where a member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In the guest, or at the handling of an exit.
+    Away,
+    /// At the gate, and stays.
+    Waiting,
+    /// At the gate, with nothing to do any more but to pass it.
+    Ready,
 }
 
 /// A thread that has joined and not left.
 struct MemberState<C> {
     index: usize,
     thread: Pid,
-    waiting: bool,
+    place: Place,
     job: Option<Job<C>>,
 }
 
@@ -76,13 +95,13 @@ impl<C> std::fmt::Debug for MemberState<C> {
         let Self {
             index,
             thread,
-            waiting,
+            place,
             job,
         } = self;
         f.debug_struct("MemberState")
             .field("index", index)
             .field("thread", thread)
-            .field("waiting", waiting)
+            .field("place", place)
             .field("job", &job.is_some())
             .finish()
     }
@@ -123,15 +142,6 @@ impl ImmediateExit for VcpuFd {
     }
 }
 
-/// What lies behind the gate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Passage {
-    /// The guest.
-    Guest,
-    /// Nothing more: the VM is being stopped.
-    Stopped,
-}
-
 impl<C> Gate<C> {
     /// A closed gate, with a lease for when it is open. `signal` becomes the process's signal for
     /// taking threads out of `KVM_RUN`.
@@ -148,6 +158,7 @@ impl<C> Gate<C> {
                 position: Position::Closed,
                 members: Vec::new(),
             }),
+            changes: AtomicU32::new(0),
             changed: Condvar::new(),
             signal,
         })
@@ -168,60 +179,97 @@ impl<C> Gate<C> {
         self.lease.renew();
         // Whoever looked at the lease before that holds the lock until it waits.
         let state = self.lock();
-        if state.members.iter().any(|member| member.waiting) {
-            self.changed.notify_all();
+        if state.is_any(Place::Waiting) {
+            self.notify();
         }
     }
 
-    /// Closes the gate, if it is open, and returns when every member waits at it. If that takes
-    /// longer than `limit` the gate is as it was.
+    /// Closes the gate, if it is open, does `at_stop` the moment that every member is out of the
+    /// guest, and returns its result when all have settled. If they are not out within `limit` the
+    /// gate is as it was.
     ///
     /// # Errors
     ///
     /// [`CloseError`].
-    pub fn close(&self, limit: Duration) -> Result<(), CloseError> {
+    pub fn close<R>(&self, limit: Duration, at_stop: impl FnOnce() -> R) -> Result<R, CloseError> {
         let mut state = self.lock();
         let was_open = state.position == Position::Open;
         if was_open {
             self.set(&mut state, Position::Closed);
         }
         let (mut state, closed) = self.await_members(state, limit);
-        if was_open && closed.is_err() {
+        if closed.is_err() && was_open {
             self.set(&mut state, Position::Open);
         }
-        closed
+        drop(state);
+        closed?;
+        let result = at_stop();
+        // A member takes a job when it has nothing else to do.
+        let _ = self.on_each(|_, _| ());
+        Ok(result)
     }
 
     fn await_members<'a>(
-        &self,
-        state: MutexGuard<'a, State<C>>,
+        &'a self,
+        mut state: MutexGuard<'a, State<C>>,
         limit: Duration,
     ) -> (MutexGuard<'a, State<C>>, Result<(), CloseError>) {
         if let Err(error) = self.kick_all(&state) {
             return (state, Err(error));
         }
-        let (state, _) = self
-            .changed
-            .wait_timeout_while(state, limit, |state| {
-                state.position == Position::Closed && !state.members.iter().all(|it| it.waiting)
-            })
-            .unwrap_or_else(PoisonError::into_inner);
-        let late = state.members.iter().find(|member| !member.waiting);
-        let closed = match late.filter(|_| state.position == Position::Closed) {
-            Some(late) => Err(CloseError::Stuck {
-                index: late.index,
-                limit,
-            }),
-            None => Ok(()),
-        };
-        (state, closed)
+        let deadline = Instant::now() + limit;
+        while let Some(late) = state.away() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let index = late.index;
+                return (state, Err(CloseError::Stuck { index, limit }));
+            }
+            state = self.wait(state, left, LOOKS);
+        }
+        (state, Ok(()))
     }
 
     /// Opens a gate that was closed; nothing happens to one that is open or stopped.
     pub fn open(&self) {
         let mut state = self.lock();
-        if state.position == Position::Closed {
+        if matches!(state.position, Position::Closed | Position::Opening) {
             self.set(&mut state, Position::Open);
+        }
+    }
+
+    /// Has every member of a closed gate get ready, does `last`, and opens the gate: nothing is
+    /// between `last` and the guest. The gate stays as it was where `last` fails.
+    ///
+    /// # Errors
+    ///
+    /// What `last` returns.
+    pub fn open_after<R, E>(&self, last: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
+        let mut state = self.lock();
+        let was_closed = state.position == Position::Closed;
+        if was_closed {
+            self.set(&mut state, Position::Opening);
+        }
+        while state.position == Position::Opening && state.is_any(Place::Waiting) {
+            state = self.wait(state, Duration::MAX, LOOKS);
+        }
+        drop(state);
+        let result = last();
+        if result.is_ok() {
+            self.open();
+        } else if was_closed {
+            self.call_off();
+        }
+        result
+    }
+
+    /// Closes a gate that was about to open.
+    fn call_off(&self) {
+        let mut state = self.lock();
+        if state.position == Position::Opening {
+            self.set(&mut state, Position::Closed);
+        }
+        while state.position == Position::Closed && state.is_any(Place::Ready) {
+            state = self.wait(state, Duration::MAX, LOOKS);
         }
     }
 
@@ -242,7 +290,7 @@ impl<C> Gate<C> {
         let job = Arc::new(job);
         let (sender, results) = mpsc::channel();
         let mut state = self.lock();
-        if state.position != Position::Closed || !state.members.iter().all(|it| it.waiting) {
+        if !state.position.is_closed() || state.away().is_some() {
             return None;
         }
         for member in &mut state.members {
@@ -252,30 +300,51 @@ impl<C> Gate<C> {
                 let _ = sender.send((index, job(index, vcpu)));
             }));
         }
+        self.notify();
         drop((state, sender));
-        self.changed.notify_all();
         let mut results: Vec<(usize, R)> = results.into_iter().collect();
         results.sort_by_key(|(index, _)| *index);
         Some(results.into_iter().map(|(_, result)| result).collect())
-    }
-
-    fn holds(&self, position: Position) -> bool {
-        match position {
-            Position::Open => self.lease.has_ended(),
-            Position::Closed => true,
-            Position::Stopped => false,
-        }
     }
 
     fn set(&self, state: &mut State<C>, position: Position) {
         state.position = position;
         self.barred
             .store(position != Position::Open, Ordering::SeqCst);
+        self.notify();
+    }
+
+    /// Tells everybody that the state has changed; to be called under its lock.
+    fn notify(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
         self.changed.notify_all();
     }
 
+    /// Waits for a change of the state, for not much longer than `limit`; sleeps after so many looks.
+    fn wait<'a>(
+        &'a self,
+        state: MutexGuard<'a, State<C>>,
+        limit: Duration,
+        looks: u32,
+    ) -> MutexGuard<'a, State<C>> {
+        let seen = self.changes.load(Ordering::Acquire);
+        drop(state);
+        let has_changed = || self.changes.load(Ordering::Acquire) != seen;
+        for _ in 0..looks {
+            if has_changed() {
+                return self.lock();
+            }
+            thread::yield_now();
+        }
+        let state = self.lock();
+        let waited = self
+            .changed
+            .wait_timeout_while(state, limit, |_| !has_changed());
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
     fn kick_all(&self, state: &State<C>) -> Result<(), CloseError> {
-        for member in state.members.iter().filter(|member| !member.waiting) {
+        for member in state.members.iter().filter(|it| it.place == Place::Away) {
             kick::kick(member.thread, self.signal).map_err(|source| CloseError::Kick {
                 index: member.index,
                 signal: self.signal,
@@ -290,150 +359,22 @@ impl<C> Gate<C> {
     }
 }
 
-/// Something that a thread does at the gate; it hears of it itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passing {
-    /// It is out of the guest and waits from here on.
-    Arrives,
-    /// It waited, and goes into the guest now.
-    Leaves,
-}
+impl<C> State<C> {
+    /// A member that is not at the gate, if there is one; a stopped gate waits for nobody.
+    fn away(&self) -> Option<&MemberState<C>> {
+        let mut members = self.members.iter();
+        let late = members.find(|member| member.place == Place::Away);
+        late.filter(|_| self.position != Position::Stopped)
+    }
 
-/// A thread's membership. Dropping it, on any thread, leaves.
-pub struct Member<C> {
-    gate: Arc<Gate<C>>,
-    index: usize,
-    watch: Watch<C>,
-    vouch: Vouch,
-}
-
-impl<C> std::fmt::Debug for Member<C> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Member")
-            .field("index", &self.index)
-            .finish_non_exhaustive()
+    fn is_any(&self, place: Place) -> bool {
+        self.members.iter().any(|member| member.place == place)
     }
 }
 
-impl<C> Member<C> {
-    /// Makes the calling thread the one for vCPU `index`; it calls `watch` when it passes. When it
-    /// finds the lease ended it renews it by itself if `vouch` says that it ran all the time: then
-    /// it was not the host that stopped.
-    ///
-    /// # Errors
-    ///
-    /// Where the kernel has no timer for the thread.
-    ///
-    /// # Panics
-    ///
-    /// If that vCPU has a thread.
-    pub fn join(
-        gate: &Arc<Gate<C>>,
-        index: usize,
-        watch: impl Fn(Passing, &C) + Send + 'static,
-        vouch: impl Fn() -> bool + Send + 'static,
-    ) -> io::Result<Self> {
-        gate.lease.join(index, gate.signal)?;
-        let mut state = gate.lock();
-        assert!(
-            state.members.iter().all(|member| member.index != index),
-            "vCPU {index} has a thread already"
-        );
-        let member = MemberState {
-            index,
-            thread: gettid(),
-            waiting: false,
-            job: None,
-        };
-        state.members.push(member);
-        drop(state);
-        Ok(Self {
-            gate: Arc::clone(gate),
-            index,
-            watch: Box::new(watch),
-            vouch: Box::new(vouch),
-        })
-    }
-
-    /// Passes the gate, waiting while it is closed or the lease has ended, and calls `run`, which
-    /// is to enter the guest once. Neither can happen in between without `run` finding
-    /// `immediate_exit` set. `None` where the VM is being stopped.
-    pub fn enter<'a, R>(&self, vcpu: &'a mut C, run: impl FnOnce(&'a mut C) -> R) -> Option<R>
-    where
-        C: ImmediateExit,
-    {
-        loop {
-            let flag: *mut u8 = vcpu.immediate_exit();
-            // SAFETY: the flag is part of `vcpu`, which is borrowed for longer than the guard
-            // lives.
-            let armed = unsafe { Armed::arm(flag) };
-            if self.gate.is_open() {
-                let result = run(vcpu);
-                drop(armed);
-                return Some(result);
-            }
-            drop(armed);
-            if self.gate.lease.has_ended() && (self.vouch)() {
-                self.gate.renew_lease();
-            } else if self.wait(vcpu) == Passage::Stopped {
-                return None;
-            }
-        }
-    }
-
-    /// Waits while nobody may pass, doing what is asked meanwhile.
-    fn wait(&self, vcpu: &mut C) -> Passage {
-        (self.watch)(Passing::Arrives, vcpu);
-        let passage = self.wait_for_opening(vcpu);
-        if passage == Passage::Guest {
-            (self.watch)(Passing::Leaves, vcpu);
-        }
-        passage
-    }
-
-    fn wait_for_opening(&self, vcpu: &mut C) -> Passage {
-        let mut state = self.gate.lock();
-        while self.gate.holds(state.position) {
-            let member = self.own(&mut state);
-            if let Some(job) = member.job.take() {
-                drop(state);
-                job(vcpu);
-                state = self.gate.lock();
-                continue;
-            }
-            if !std::mem::replace(&mut member.waiting, true) {
-                self.gate.changed.notify_all();
-            }
-            state = self
-                .gate
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        self.own(&mut state).waiting = false;
-        match state.position {
-            Position::Stopped => Passage::Stopped,
-            Position::Open | Position::Closed => Passage::Guest,
-        }
-    }
-
-    fn own<'a>(&self, state: &'a mut State<C>) -> &'a mut MemberState<C> {
-        let own = state
-            .members
-            .iter_mut()
-            .find(|member| member.index == self.index);
-        own.expect("a member is in the list until it is dropped")
-    }
-}
-
-impl<C> Drop for Member<C> {
-    fn drop(&mut self) {
-        self.gate.lease.leave(self.index);
-        self.gate
-            .lock()
-            .members
-            .retain(|member| member.index != self.index);
-        self.gate.changed.notify_all();
+impl Position {
+    fn is_closed(self) -> bool {
+        matches!(self, Self::Closed | Self::Opening)
     }
 }
 

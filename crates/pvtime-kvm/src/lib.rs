@@ -8,6 +8,7 @@
 //! VmTime::new(&vm, &host, config)  the interfaces that are on, and the memory they live in
 //! time.attach(&vcpu, index)        after KVM_ARM_VCPU_INIT, before the first KVM_RUN
 //! time.reserved_memory()           one node for each under /reserved-memory
+//! time.paused_time_interrupt()     to be connected to an interrupt, where paused time is on
 //! vcpu_time.bind_thread()          on the thread that will run the vCPU
 //! time.start()                     all vCPUs have threads; the counters start at 0
 //!   running.run(&mut vcpu)           instead of KVM_RUN: waits while the VM is stopped
@@ -24,18 +25,24 @@
 
 pub mod clock;
 pub mod counter;
+mod counter_plan;
 pub mod gate;
 mod kick;
 pub mod probe;
 pub mod record;
 pub mod registers;
 mod reserved_memory;
+mod saved_time;
 pub mod sleep;
 mod stolen_time;
 pub mod thread_stat;
 
 #[cfg(target_arch = "aarch64")]
+mod filter;
+#[cfg(target_arch = "aarch64")]
 pub mod offset;
+#[cfg(target_arch = "aarch64")]
+mod published;
 #[cfg(target_arch = "aarch64")]
 mod region;
 #[cfg(target_arch = "aarch64")]
@@ -43,14 +50,27 @@ mod timers;
 #[cfg(target_arch = "aarch64")]
 mod vm_time;
 
+pub use counter_plan::{CounterChoice, CounterPlan, REGISTER_LIMITS};
 pub use probe::{HostTime, Support};
 pub use reserved_memory::ReservedMemory;
+pub use saved_time::SavedTime;
 pub use stolen_time::{StolenTimeChoice, StolenTimeProvider, StolenTimeUnavailable};
 
 #[cfg(target_arch = "aarch64")]
 pub use stolen_time::{PublishError, StolenTimeSample};
 #[cfg(target_arch = "aarch64")]
 pub use vm_time::{
-    AccountError, CounterChoice, Error, LostTime, RunningVcpu, TimeSample, VcpuSample, VcpuTime,
-    VmTime, VmTimeConfig,
+    AccountError, Error, LivePhysicalTimeSample, LostTime, PausedTimeSample, RunningVcpu,
+    TimeSample, VcpuSample, VcpuTime, VmTime, VmTimeConfig,
 };
+
+use std::ops::RangeInclusive;
+
+/// The rates that a PV counter may have, in Hz: from a tick of a microsecond, coarser than which no
+/// counter of a guest is, to what the 32 bits of `CNTFRQ_EL0` can say.
+pub const PV_FREQUENCY_HZ: RangeInclusive<u64> = 1_000_000..=u32::MAX as u64;
+
+/// What live physical time does not cover, for the operator.
+pub const LIVE_PHYSICAL_TIME_LIMITS: &str = "firmware and a guest without a driver for it count \
+    native ticks, and a VM whose guest has not asked for it goes to no host of another frequency; \
+    it excludes nested virtualization and counters that advance over a pause";

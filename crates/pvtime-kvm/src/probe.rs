@@ -5,7 +5,7 @@ use std::io;
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 
-use crate::thread_stat;
+use crate::{REGISTER_LIMITS, thread_stat};
 
 /// Whether the host has something, and if not, what is missing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -68,12 +68,12 @@ pub struct HostTime {
 
 /// One line of what was probed.
 #[derive(Clone, Debug, Serialize)]
-pub struct Capability<'a> {
+pub struct Capability {
     /// Its name, in words.
     pub name: &'static str,
     /// Whether it is there.
     #[serde(flatten)]
-    pub support: &'a Support,
+    pub support: Support,
     /// What a VM on a host without it loses.
     pub without_it: &'static str,
 }
@@ -115,10 +115,10 @@ impl HostTime {
 
     /// Everything that was probed, with what each is needed for.
     #[must_use]
-    pub fn capabilities(&self) -> Vec<Capability<'_>> {
-        let line = |name, support, without_it| Capability {
+    pub fn capabilities(&self) -> Vec<Capability> {
+        let line = |name, support: &Support, without_it| Capability {
             name,
-            support,
+            support: support.clone(),
             without_it,
         };
         vec![
@@ -128,6 +128,16 @@ impl HostTime {
                 "guests take time that the host's scheduler withheld for their own",
             ),
             line(
+                "live physical time",
+                &self.live_physical_time(),
+                "a VM cannot go to a host whose counter has another frequency",
+            ),
+            line(
+                "paused time",
+                &self.paused_time(),
+                "a guest is not told for how long it was stopped",
+            ),
+            line(
                 "run delay of threads",
                 &self.run_delay,
                 "nobody on this host can say what was stolen",
@@ -135,8 +145,7 @@ impl HostTime {
             line(
                 "VM-wide counter offset",
                 &self.counter_offset,
-                "the guest's physical counter stays the host's, and setting the virtual one loses \
-                 some microseconds",
+                REGISTER_LIMITS,
             ),
             line(
                 "SMCCC filter",
@@ -175,6 +184,25 @@ impl HostTime {
         } else {
             self.run_delay.clone()
         }
+    }
+
+    /// Whether a guest can have live physical time: the VMM answers its calls, sets both of its
+    /// counters, and publishes into memory that it cannot write.
+    #[must_use]
+    pub fn live_physical_time(&self) -> Support {
+        let needed = [
+            &self.smccc_filter,
+            &self.counter_offset,
+            &self.readonly_memory,
+        ];
+        let missing = needed.into_iter().find(|support| !support.is_yes());
+        missing.unwrap_or(&Support::Yes).clone()
+    }
+
+    /// Whether a guest can have paused time: it is published into memory that it cannot write.
+    #[must_use]
+    pub fn paused_time(&self) -> Support {
+        self.readonly_memory.clone()
     }
 }
 
@@ -288,6 +316,34 @@ mod arch {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    #[test]
+    fn l15_live_physical_time_names_what_it_lacks() {
+        let with = |change: fn(&mut HostTime)| {
+            let mut host = host(Support::Yes, Support::Yes);
+            change(&mut host);
+            host.live_physical_time()
+        };
+        assert_eq!(with(|_| {}), Support::Yes);
+        for (change, reason) in [
+            (
+                (|host| host.smccc_filter = Support::no("no filter")) as fn(&mut HostTime),
+                "no filter",
+            ),
+            (
+                |host| host.counter_offset = Support::no("no offset"),
+                "no offset",
+            ),
+            (
+                |host| host.readonly_memory = Support::no("no such slots"),
+                "no such slots",
+            ),
+        ] {
+            assert_eq!(with(change), Support::no(reason));
+        }
+        let stolen = host(Support::no("no run delay"), Support::Yes);
+        assert_eq!(stolen.live_physical_time(), Support::Yes, "l11");
+    }
 
     /// A host whose only open questions are the two providers of stolen time.
     pub(crate) fn host(stolen_time: Support, smccc_filter: Support) -> HostTime {

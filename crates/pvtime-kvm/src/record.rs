@@ -5,6 +5,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pvtime::host::timeline::{Adjustment, Gap, LiveReading, Reading};
+use pvtime::host::timers::{TimerControl, TranslatedTimers};
+use pvtime::scale::TranslatedDeadline;
 use serde::{Deserialize, Serialize};
 
 /// One intervention: what, why, by how much, with what error.
@@ -35,6 +37,8 @@ pub struct Record {
     pub after: ReadingRecord,
     /// Live physical time; absent where the VM does not have it.
     pub live: Option<LiveRecord>,
+    /// What became of the vCPUs' timers; absent where the counter's frequency stayed.
+    pub timers: Option<TimersRecord>,
 }
 
 /// Physical time in which the VM did not run.
@@ -77,6 +81,48 @@ pub struct LiveRecord {
     pub hold_ticks: u64,
 }
 
+/// Timers and event streams of all vCPUs, taken to ticks of another frequency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimersRecord {
+    /// Timers that were on and whose deadline this host's counter does not reach, in 136 years or
+    /// more: they are set as for never.
+    pub unreachable: usize,
+    /// By how many bits the event stream furthest from what its guest chose is off, because the
+    /// hardware has no such bit; positive where a higher one was meant.
+    pub lost_stream_bits: i16,
+}
+
+impl TimersRecord {
+    /// Adds what became of one vCPU's.
+    #[must_use]
+    pub fn with(self, translated: &TranslatedTimers) -> Self {
+        let TranslatedTimers {
+            timers,
+            virtual_deadline,
+            physical_deadline,
+            lost_stream_bits,
+        } = translated;
+        let both = [
+            (timers.virtual_timer, virtual_deadline),
+            (timers.physical_timer, physical_deadline),
+        ];
+        let lost = both.into_iter().filter(|(timer, deadline)| {
+            timer.control.0 & TimerControl::ENABLE != 0
+                && **deadline == TranslatedDeadline::Unreachable
+        });
+        Self {
+            unreachable: self.unreachable + lost.count(),
+            lost_stream_bits: if lost_stream_bits.unsigned_abs()
+                > self.lost_stream_bits.unsigned_abs()
+            {
+                *lost_stream_bits
+            } else {
+                self.lost_stream_bits
+            },
+        }
+    }
+}
+
 impl Record {
     /// The record of an adjustment that was made at `wall_ns`; it is numbered when it is kept.
     #[must_use]
@@ -98,6 +144,7 @@ impl Record {
             before: adjustment.before.into(),
             after: adjustment.after.into(),
             live: adjustment.live.map(LiveRecord::from),
+            timers: None,
         }
     }
 }

@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
-use vm_memory::{Address, Bytes, GuestAddress, MmapRegion, VolatileMemory};
+use pvtime::seqlock::{ReadWords, Word, WriteWords};
+use vm_memory::{Address, AtomicAccess, Bytes, GuestAddress, MmapRegion, VolatileMemory};
 
 use crate::ReservedMemory;
 
@@ -87,6 +88,30 @@ impl Block {
             base: self.slot.guest_phys_addr,
             size: self.slot.memory_size,
         }
+    }
+}
+
+impl<W: Word + AtomicAccess> ReadWords<W> for Block {
+    fn len(&self) -> usize {
+        BLOCK_BYTES / W::BYTES
+    }
+
+    fn load(&self, index: usize) -> W {
+        let memory = self.memory.as_volatile_slice();
+        let word: W = memory
+            .load(index * W::BYTES, Ordering::Relaxed)
+            .expect("a word inside the block");
+        // A change of byte order undoes itself.
+        word.to_le()
+    }
+}
+
+impl<W: Word + AtomicAccess> WriteWords<W> for Block {
+    fn store(&self, index: usize, value: W) {
+        let memory = self.memory.as_volatile_slice();
+        memory
+            .store(value.to_le(), index * W::BYTES, Ordering::Relaxed)
+            .expect("a word inside the block");
     }
 }
 

@@ -18,7 +18,7 @@
     reason = "clocks of other threads and KVM's statistics are plain ioctls"
 )]
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::FileExt;
@@ -85,10 +85,39 @@ pub enum Error {
 ///
 /// [`Error::Schedstat`] and [`Error::SchedstatFormat`].
 pub fn run_delay_ns(thread: Pid) -> Result<u64, Error> {
-    let path = PathBuf::from(format!("/proc/self/task/{thread}/schedstat"));
-    match fs::read_to_string(&path) {
-        Ok(text) => parse_run_delay(&text).ok_or(Error::SchedstatFormat { path, text }),
-        Err(source) => Err(Error::Schedstat { path, source }),
+    RunDelay::of(thread)?.read_ns()
+}
+
+/// The run delay of a thread that is asked for often: finding the file takes longer than reading it.
+#[derive(Debug)]
+struct RunDelay {
+    path: PathBuf,
+    schedstat: File,
+}
+
+impl RunDelay {
+    fn of(thread: Pid) -> Result<Self, Error> {
+        let path = PathBuf::from(format!("/proc/self/task/{thread}/schedstat"));
+        match File::open(&path) {
+            Ok(schedstat) => Ok(Self { path, schedstat }),
+            Err(source) => Err(Error::Schedstat { path, source }),
+        }
+    }
+
+    fn read_ns(&self) -> Result<u64, Error> {
+        // Three decimal numbers of 64 bits.
+        let mut bytes = [0; 64];
+        let length = self.schedstat.read_at(&mut bytes, 0);
+        let path = || self.path.clone();
+        let length = length.map_err(|source| Error::Schedstat {
+            path: path(),
+            source,
+        })?;
+        let text = String::from_utf8_lossy(&bytes[..length]);
+        parse_run_delay(&text).ok_or_else(|| Error::SchedstatFormat {
+            path: path(),
+            text: text.into_owned(),
+        })
     }
 }
 
@@ -209,6 +238,7 @@ fn u32_at(bytes: &[u8], offset: usize) -> u32 {
 #[derive(Debug)]
 pub struct ThreadAccounts {
     thread: Pid,
+    run_delay: RunDelay,
     halt: HaltTime,
     idle_ns: u64,
     last: Raw,
@@ -235,6 +265,7 @@ impl ThreadAccounts {
         let thread = rustix::thread::gettid();
         let mut accounts = Self {
             thread,
+            run_delay: RunDelay::of(thread)?,
             halt,
             idle_ns: 0,
             last: Raw::default(),
@@ -298,7 +329,7 @@ impl ThreadAccounts {
         Ok(Raw {
             physical_ns: clock::boottime_ns(),
             run_ns: run_ns(self.thread)?,
-            run_delay_ns: run_delay_ns(self.thread)?,
+            run_delay_ns: self.run_delay.read_ns()?,
             halt_ns: self.halt.read_ns()?,
         })
     }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::builder::styling::Styles;
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use pvtime::host::timeline::{Policy, StallPolicy};
-use pvtime_kvm::StolenTimeChoice;
+use pvtime::scale::Frequency;
+use pvtime_kvm::{PV_FREQUENCY_HZ, SavedTime, StolenTimeChoice};
 
 use crate::console::Destination;
 use crate::layout::{END, MAX_VCPUS, RAM};
@@ -127,7 +128,8 @@ Examples:
 
 The guest goes on where it was saved: freeze, its counters show no time; advance, they show what
 passed by the two hosts' wall clocks. A snapshot can be restored as often as one likes, on any host
-whose counter has the same frequency. What does not verify is refused before a vCPU exists.";
+whose counter has the same frequency, or on any at all if its guest uses live physical time. What does
+not verify is refused before a vCPU exists.";
 
 /// A VM out of a snapshot.
 #[derive(Debug, Args)]
@@ -169,6 +171,17 @@ pub struct TimeArgs {
     #[arg(long, value_name = "MS", default_value_t = 100, allow_negative_numbers = true,
           value_parser = value_parser!(u64).range(1..=10_000))]
     pub stolen_time_period: u64,
+
+    /// The rate of a counter that is the same on every host, for a guest that has a driver for it:
+    /// 1000000 to 4294967295, or off; a VM keeps what it was started with
+    #[arg(long, value_name = "HZ|off", allow_negative_numbers = true,
+          value_parser = live_physical_time)]
+    pub live_physical_time: Option<LivePhysicalTimeArg>,
+
+    /// Whether the guest is told that it was paused and for how long, in memory and by an interrupt;
+    /// off for a new VM, and as it was for one that is restored
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub paused_time: Option<SwitchArg>,
 
     /// What the guest's counters do while the VM is paused
     #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
@@ -218,6 +231,58 @@ pub enum WatchArg {
     #[default]
     On,
     /// It does not
+    Off,
+}
+
+impl TimeArgs {
+    /// The PV frequency: what was asked for, else what the VM was saved with, else none.
+    pub fn live_physical_time(&self, saved: Option<&SavedTime>) -> Option<Frequency> {
+        match self.live_physical_time {
+            Some(LivePhysicalTimeArg::On(frequency)) => Some(frequency),
+            Some(LivePhysicalTimeArg::Off) => None,
+            None => saved.and_then(SavedTime::live_physical_time),
+        }
+    }
+
+    /// Whether the guest is told of its pauses: as asked for, else as the VM was saved, else not.
+    pub fn paused_time(&self, saved: Option<&SavedTime>) -> bool {
+        match self.paused_time {
+            Some(switch) => switch == SwitchArg::On,
+            None => saved.is_some_and(SavedTime::has_paused_time),
+        }
+    }
+}
+
+/// `--live-physical-time`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LivePhysicalTimeArg {
+    /// Off
+    Off,
+    /// On, at this frequency
+    On(Frequency),
+}
+
+fn live_physical_time(text: &str) -> Result<LivePhysicalTimeArg, String> {
+    if text == "off" {
+        return Ok(LivePhysicalTimeArg::Off);
+    }
+    let hz = text.parse().ok().filter(|hz| PV_FREQUENCY_HZ.contains(hz));
+    match hz.map(Frequency::from_hz) {
+        Some(Ok(frequency)) => Ok(LivePhysicalTimeArg::On(frequency)),
+        _ => Err(format!(
+            "give a frequency of {} to {} Hz, such as 1000000000, or off",
+            PV_FREQUENCY_HZ.start(),
+            PV_FREQUENCY_HZ.end()
+        )),
+    }
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SwitchArg {
+    /// On, or an error
+    On,
+    /// Off
     Off,
 }
 

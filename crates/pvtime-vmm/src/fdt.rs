@@ -1,10 +1,12 @@
 //! The device tree: what the guest is told that it has.
 
+use pvtime::abi::paused_time::SIZE_BYTES;
 use pvtime_kvm::ReservedMemory;
 use vm_fdt::{Error, FdtWriter, FdtWriterNode};
 
 use crate::layout::{
-    CONSOLE, Device, GIC_DISTRIBUTOR, GIC_REDISTRIBUTOR_BYTES, GIC_REDISTRIBUTORS, RAM, RTC, SERIAL,
+    CONSOLE, Device, GENERATION, GENERATION_BYTES, GIC_DISTRIBUTOR, GIC_REDISTRIBUTOR_BYTES,
+    GIC_REDISTRIBUTORS, PAUSED_TIME_SPI, RAM, RTC, SERIAL,
 };
 
 /// What the tree depends on.
@@ -20,6 +22,8 @@ pub struct Contents<'a> {
     pub affinities: &'a [u64],
     /// Memory of the time interfaces.
     pub reserved: &'a [ReservedMemory],
+    /// Where paused time is, if the guest has it.
+    pub paused_time: Option<u64>,
     /// Randomness for the guest's first keys.
     pub seed: [u8; 64],
 }
@@ -59,6 +63,8 @@ pub fn write(contents: &Contents<'_>) -> Result<Vec<u8>, Error> {
     fdt.property_string("method", "hvc")?;
     fdt.end_node(psci)?;
     devices(&mut fdt)?;
+    generation(&mut fdt)?;
+    paused_time(&mut fdt, contents.paused_time)?;
     fdt.end_node(root)?;
     fdt.finish()
 }
@@ -172,11 +178,31 @@ fn devices(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
+/// Bindings: `rng/microsoft,vmgenid.yaml`.
+fn generation(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = begin(fdt, "rng", GENERATION.base, GENERATION_BYTES)?;
+    fdt.property_string("compatible", "microsoft,vmgenid")?;
+    fdt.property_array_u32("interrupts", &[INTERRUPT_SPI, GENERATION.spi, EDGE_RISING])?;
+    fdt.end_node(node)
+}
+
+/// The structure of `pvtime::abi::paused_time` and the interrupt that follows each change of it.
+fn paused_time(fdt: &mut FdtWriter, address: Option<u64>) -> Result<(), Error> {
+    let Some(address) = address else {
+        return Ok(());
+    };
+    let node = begin(fdt, "paused-time", address, SIZE_BYTES as u64)?;
+    fdt.property_string("compatible", "pvtime,paused-time")?;
+    fdt.property_array_u32("interrupts", &[INTERRUPT_SPI, PAUSED_TIME_SPI, EDGE_RISING])?;
+    fdt.end_node(node)
+}
+
 #[cfg(test)]
 mod tests {
     use fdt::Fdt;
 
     use super::*;
+    use crate::layout::TIME_REGION;
 
     fn tree(reserved: &[ReservedMemory]) -> Vec<u8> {
         write(&Contents {
@@ -185,6 +211,7 @@ mod tests {
             memory_mib: 64,
             affinities: &[0, 1, 0x100],
             reserved,
+            paused_time: None,
             seed: [7; 64],
         })
         .unwrap()
@@ -223,6 +250,56 @@ mod tests {
             Fdt::new(&bytes)
                 .unwrap()
                 .find_node("/reserved-memory")
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn the_generation_is_outside_of_all_else() {
+        let bytes = tree(&[]);
+        let tree = Fdt::new(&bytes).unwrap();
+        let generation = node(&tree, "/rng@b000000");
+        let compatible = generation.compatible().unwrap();
+        assert_eq!(compatible.first(), "microsoft,vmgenid");
+        let region = generation.reg().unwrap().next().unwrap();
+        let start = region.starting_address as u64;
+        let end = start + region.size.unwrap() as u64;
+        assert!(start.is_multiple_of(0x1_0000) && end - start == 0x1_0000);
+        let time_end = TIME_REGION + 0x10_0000;
+        assert!(time_end <= start && end <= GIC_REDISTRIBUTORS);
+        let interrupts = generation.property("interrupts").unwrap().value;
+        assert_eq!(interrupts, [0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn paused_time_has_its_structure_and_an_interrupt_of_its_own() {
+        let bytes = write(&Contents {
+            cmdline: "",
+            initramfs: None,
+            memory_mib: 64,
+            affinities: &[0],
+            reserved: &[],
+            paused_time: Some(0xa02_0000),
+            seed: [7; 64],
+        })
+        .unwrap();
+        let tree = Fdt::new(&bytes).unwrap();
+        let paused = node(&tree, "/paused-time@a020000");
+        let names: Vec<_> = paused.compatible().unwrap().all().collect();
+        assert_eq!(names, ["pvtime,paused-time"]);
+        let structure = paused.reg().unwrap().next().unwrap();
+        assert_eq!(
+            (structure.starting_address as u64, structure.size),
+            (0xa02_0000, Some(64))
+        );
+        let interrupt = paused.property("interrupts").unwrap().value;
+        assert_eq!(interrupt, [0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1]);
+        let others = [CONSOLE, SERIAL, RTC].map(|device| device.spi);
+        assert!(!others.contains(&PAUSED_TIME_SPI));
+        assert!(
+            Fdt::new(&self::tree(&[]))
+                .unwrap()
+                .find_compatible(&["pvtime,paused-time"])
                 .is_none()
         );
     }

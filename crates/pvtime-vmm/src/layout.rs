@@ -6,6 +6,7 @@
 //! 0x0800_0000  GIC distributor
 //! 0x0900_0000  devices, a page each: two serial ports, the RTC
 //! 0x0a00_0000  time interfaces, 64 KiB for each kind
+//! 0x0b00_0000  the VM's generation, 64 KiB
 //! 0x0c00_0000  GIC redistributors, 128 KiB for each vCPU
 //! 0x4000_0000  RAM: the kernel first, the initramfs and the device tree last
 //! ```
@@ -35,6 +36,16 @@ pub const RTC: Device = Device {
 };
 /// The time interfaces.
 pub const TIME_REGION: u64 = 0x0a00_0000;
+/// What says which generation of the VM this is; its interrupt, that it has changed. No bus has it:
+/// it is memory, of [`GENERATION_BYTES`].
+pub const GENERATION: Device = Device {
+    base: 0x0b00_0000,
+    spi: 4,
+};
+/// What a host or a guest with 64 KiB pages can map without touching anything else.
+pub const GENERATION_BYTES: u64 = 0x1_0000;
+/// Says that paused time has changed.
+pub const PAUSED_TIME_SPI: u32 = 3;
 /// Start of RAM.
 pub const RAM: u64 = 0x4000_0000;
 /// End of the address space that every KVM host gives a VM (40 bits).

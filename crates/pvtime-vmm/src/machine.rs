@@ -7,21 +7,26 @@
 
 mod saved;
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use kvm_bindings::{
-    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_DEV_ARM_VGIC_CTRL_INIT,
-    KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS,
+    KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2,
+    KVM_CAP_ARM_NISV_TO_USER, KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR,
+    KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_MEM_READONLY,
     KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
-    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_userspace_memory_region, kvm_vcpu_init,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_enable_cap, kvm_userspace_memory_region,
+    kvm_vcpu_init,
 };
 use kvm_ioctls::{DeviceFd, Kvm, VcpuFd, VmFd};
 use pvtime::host::timeline::{NegativeElapsed, Policies};
+use pvtime::scale::Frequency;
 use pvtime_kvm::{CounterChoice, HostTime, VcpuTime, VmTime, VmTimeConfig};
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+};
 use vm_superio::rtc_pl031::NoEvents;
 use vm_superio::{Rtc, SerialState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -32,13 +37,14 @@ use crate::bus::Bus;
 use crate::cli::{TimeArgs, WatchArg};
 use crate::devices::{InputDrained, Interrupt, SerialPort};
 use crate::event::Event;
-use crate::fdt;
-use crate::kvm;
+use crate::generation::Generation;
 use crate::layout::{
-    CONSOLE, Device, GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, MAX_VCPUS, RAM, RTC, SERIAL, TIME_REGION,
+    CONSOLE, Device, GENERATION, GENERATION_BYTES, GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, MAX_VCPUS,
+    PAUSED_TIME_SPI, RAM, RTC, SERIAL, TIME_REGION,
 };
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
+use crate::{entropy, fdt, kvm};
 
 /// What to build.
 pub struct MachineConfig {
@@ -48,6 +54,10 @@ pub struct MachineConfig {
     pub cpus: u64,
     /// How its time is kept.
     pub time: TimeArgs,
+    /// The PV frequency, if it has live physical time.
+    pub live_physical_time: Option<Frequency>,
+    /// Whether its guest is told of its pauses.
+    pub paused_time: bool,
     /// Where the console's output goes.
     pub console: Box<dyn Write + Send>,
     /// Where the second port's output goes.
@@ -71,8 +81,12 @@ pub struct Machine {
     /// Of each vCPU, in order.
     affinities: Vec<u64>,
     gic: DeviceFd,
-    /// Dropped after everything that lets the guest reach it.
+    vm: Arc<VmFd>,
+    /// Which generation of its VM the machine is.
+    pub generation: Generation,
+    /// Dropped after everything that lets the guest reach it, as is the next.
     memory: GuestMemoryMmap,
+    _generation_page: GuestMemoryMmap,
 }
 
 /// A serial port and the event that its input has been read.
@@ -85,6 +99,10 @@ pub struct Port {
 
 /// Memory slot of RAM; those of the time interfaces follow.
 const RAM_SLOT: u32 = 0;
+const FIRST_TIME_SLOT: u32 = RAM_SLOT + 1;
+const GENERATION_SLOT: u32 = FIRST_TIME_SLOT + VmTimeConfig::SLOTS;
+/// Interrupt id of the first shared interrupt.
+const FIRST_SPI: u32 = 32;
 /// Interrupt ids that the interrupt controller has: the private ones and 96 shared.
 const INTERRUPTS: u32 = 128;
 
@@ -98,7 +116,7 @@ impl Machine {
         let host = Host::open(&config)?;
         let memory_mib = config.memory_mib;
         let memory = guest_memory(memory_mib)?;
-        let machine = Self::assemble(&host, config, memory, None)?;
+        let machine = Self::assemble(&host, config, memory, Generation::first()?, None)?;
         machine.load(memory_mib, boot)?;
         Ok(machine)
     }
@@ -114,11 +132,15 @@ impl Machine {
         host: &Host,
         config: MachineConfig,
         memory: GuestMemoryMmap,
+        generation: Generation,
         state: Option<&MachineState>,
     ) -> Result<Self> {
         let vm = host.kvm.create_vm();
         let vm = Arc::new(vm.context("cannot create a virtual machine")?);
-        set_memory_slot(&vm, &memory)?;
+        take_undecodable_accesses(&vm)?;
+        set_memory_slot(&vm, RAM_SLOT, &memory, 0)?;
+        let generation_page = generation_page(generation)?;
+        set_memory_slot(&vm, GENERATION_SLOT, &generation_page, KVM_MEM_READONLY)?;
         let time = VmTime::new(&vm, &host.time, time_config(&config)?)?;
         let vcpu_init = vcpu_init(&vm)?;
         let vcpus = create_vcpus(&vm, config.cpus, vcpu_init, &time)?;
@@ -127,6 +149,10 @@ impl Machine {
             .map(|(vcpu, _)| affinity(vcpu))
             .collect::<Result<_>>()?;
         let gic = create_gic(&vm)?;
+        if let Some(interrupt) = time.paused_time_interrupt() {
+            vm.register_irqfd(interrupt, PAUSED_TIME_SPI)
+                .context("cannot connect the interrupt of paused time")?;
+        }
         let devices = match state {
             Some(state) => {
                 saved::restore_vcpus(&vcpus, &state.vcpus, &vcpu_init)?;
@@ -150,23 +176,34 @@ impl Machine {
             vcpu_init,
             affinities,
             gic,
+            vm,
+            generation,
             memory,
+            _generation_page: generation_page,
         })
+    }
+
+    /// Raises the interrupt by which the guest learns that it is another generation: before its
+    /// vCPUs run, and after its interrupt controller is as it was, so that it is not lost.
+    fn announce_generation(&self) -> Result<()> {
+        let line = KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | (FIRST_SPI + GENERATION.spi);
+        for level in [true, false] {
+            let set = self.vm.set_irq_line(line, level);
+            set.context("cannot tell the guest that it comes out of a snapshot")?;
+        }
+        Ok(())
     }
 
     /// Puts what `boot` holds into memory and the first vCPU at its entry.
     fn load(&self, memory_mib: u64, boot: &mut Boot) -> Result<()> {
-        let mut seed = [0; 64];
-        std::fs::File::open("/dev/urandom")
-            .and_then(|mut file| io::Read::read_exact(&mut file, &mut seed))
-            .context("cannot read /dev/urandom")?;
         let tree = fdt::write(&fdt::Contents {
             cmdline: &boot.cmdline,
             initramfs: boot.initramfs(),
             memory_mib,
             affinities: &self.affinities,
             reserved: &self.time.reserved_memory(),
-            seed,
+            paused_time: self.time.paused_time().map(|it| it.address),
+            seed: entropy::bytes()?,
         })?;
         let entry = boot.load(&self.memory, &tree)?;
         set_entry(&self.vcpus[0].0, entry, boot.fdt)
@@ -207,15 +244,28 @@ impl Host {
     }
 }
 
+/// Has accesses to what is no memory handed over where KVM cannot decode the instruction (Linux 5.5);
+/// else they end the VM.
+fn take_undecodable_accesses(vm: &VmFd) -> Result<()> {
+    let capability = kvm_enable_cap {
+        cap: KVM_CAP_ARM_NISV_TO_USER,
+        ..kvm_enable_cap::default()
+    };
+    vm.enable_cap(&capability)
+        .context("this host's KVM has no KVM_CAP_ARM_NISV_TO_USER; a newer kernel is needed")
+}
+
 fn time_config(config: &MachineConfig) -> Result<VmTimeConfig> {
     Ok(VmTimeConfig {
         vcpus: usize::try_from(config.cpus)?,
         region: GuestAddress(TIME_REGION),
-        first_slot: RAM_SLOT + 1,
+        first_slot: FIRST_TIME_SLOT,
         kick_signal: SIGRTMIN(),
         counters: CounterChoice::Auto,
         stolen_time: config.time.stolen_time.into(),
         stolen_time_period: Duration::from_millis(config.time.stolen_time_period),
+        live_physical_time: config.live_physical_time,
+        paused_time: config.paused_time,
         policies: Policies {
             pause: config.time.on_pause.into(),
             restore: config.time.on_restore.into(),
@@ -235,11 +285,25 @@ fn guest_memory(memory_mib: u64) -> Result<GuestMemoryMmap> {
         .with_context(|| format!("cannot get {memory_mib} MiB of memory for the guest"))
 }
 
-fn set_memory_slot(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
+/// Memory that starts with a generation's identifier.
+fn generation_page(generation: Generation) -> Result<GuestMemoryMmap> {
+    let (base, bytes) = (
+        GuestAddress(GENERATION.base),
+        usize::try_from(GENERATION_BYTES)?,
+    );
+    let page = GuestMemoryMmap::from_ranges(&[(base, bytes)])
+        .context("cannot get the page with the VM's generation")?;
+    page.write_slice(&generation.id.0, base)
+        .expect("the page is longer than that");
+    Ok(page)
+}
+
+/// Gives the guest memory of one range.
+fn set_memory_slot(vm: &VmFd, slot: u32, memory: &GuestMemoryMmap, flags: u32) -> Result<()> {
     let region = memory.iter().next().expect("one range was given");
     let slot = kvm_userspace_memory_region {
-        slot: RAM_SLOT,
-        flags: 0,
+        slot,
+        flags,
         guest_phys_addr: region.start_addr().raw_value(),
         memory_size: region.len(),
         userspace_addr: region.as_ptr() as u64,

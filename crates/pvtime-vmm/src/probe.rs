@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use pvtime::scale::Frequency;
 use pvtime_kvm::probe::Capability;
-use pvtime_kvm::{HostTime, Support, counter};
+use pvtime_kvm::{HostTime, LIVE_PHYSICAL_TIME_LIMITS, Support, counter};
 use serde::Serialize;
 
 use crate::{kvm, table};
@@ -33,20 +33,12 @@ enum Host {
     Kvm {
         kvm_api_version: i32,
         max_vcpus: usize,
-        capabilities: Vec<Line>,
+        capabilities: Vec<Capability>,
+        live_physical_time_limits: &'static str,
     },
     NoKvm {
         reason: String,
     },
-}
-
-/// One capability, with what its absence means.
-#[derive(Debug, Serialize)]
-struct Line {
-    name: &'static str,
-    #[serde(flatten)]
-    support: Support,
-    without_it: &'static str,
 }
 
 /// Prints the report.
@@ -121,19 +113,11 @@ impl Host {
             }
         };
         let host = HostTime::probe(&kvm)?;
-        let line = |Capability {
-                        name,
-                        support,
-                        without_it,
-                    }: Capability<'_>| Line {
-            name,
-            support: support.clone(),
-            without_it,
-        };
         Ok(Self::Kvm {
             kvm_api_version: host.kvm_api_version,
             max_vcpus: host.max_vcpus,
-            capabilities: host.capabilities().into_iter().map(line).collect(),
+            capabilities: host.capabilities(),
+            live_physical_time_limits: LIVE_PHYSICAL_TIME_LIMITS,
         })
     }
 
@@ -144,9 +128,10 @@ impl Host {
                 kvm_api_version,
                 max_vcpus,
                 capabilities,
+                live_physical_time_limits,
             } => {
                 let mut lines = table::new(&["capability", "", "why not, and what is lost"]);
-                for Line {
+                for Capability {
                     name,
                     support,
                     without_it,
@@ -158,7 +143,10 @@ impl Host {
                     };
                     lines.add_row(vec![name, there, &why]);
                 }
-                format!("  KVM API {kvm_api_version}, up to {max_vcpus} vCPUs\n{lines}\n")
+                format!(
+                    "  KVM API {kvm_api_version}, up to {max_vcpus} vCPUs\n{lines}\n  \
+                     Live physical time: {live_physical_time_limits}\n"
+                )
             }
         }
     }
@@ -173,13 +161,14 @@ mod tests {
         let host = Host::Kvm {
             kvm_api_version: 12,
             max_vcpus: 4,
+            live_physical_time_limits: LIVE_PHYSICAL_TIME_LIMITS,
             capabilities: vec![
-                Line {
+                Capability {
                     name: "one",
                     support: Support::Yes,
                     without_it: "hidden",
                 },
-                Line {
+                Capability {
                     name: "two",
                     support: Support::no("too old"),
                     without_it: "all is lost",
@@ -189,6 +178,10 @@ mod tests {
         let text = host.for_people();
         assert!(text.contains("too old: all is lost"), "{text}");
         assert!(!text.contains("hidden"), "{text}");
+        assert!(
+            text.contains("firmware and a guest without a driver"),
+            "l16: {text}"
+        );
         let json = serde_json::to_value(&host).unwrap();
         assert_eq!(json["capabilities"][1]["reason"], "too old");
     }

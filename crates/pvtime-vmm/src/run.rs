@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use pvtime::host::Cause;
-use pvtime_kvm::VmTime;
+use pvtime_kvm::{LIVE_PHYSICAL_TIME_LIMITS, SavedTime, VmTime};
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::backend::SignalDelivery;
@@ -41,7 +41,7 @@ enum Stop {
 /// Whatever the host refuses; files and sizes were checked before.
 pub fn run(args: &RunArgs, mut boot: Boot) -> Result<ExitCode> {
     let signals = catch_signals()?;
-    let config = config(&args.vm, args.memory, args.cpus)?;
+    let config = config(&args.vm, args.memory, args.cpus, None)?;
     let machine = Machine::new(config, &mut boot)?;
     drive(&args.vm, machine, signals, VmTime::start)
 }
@@ -58,7 +58,14 @@ pub fn restore(args: &RestoreArgs, snapshot: Snapshot) -> Result<ExitCode> {
         vcpus,
         ..
     } = *snapshot.facts();
-    let config = config(&args.vm, memory_bytes >> 20, u64::try_from(vcpus)?)?;
+    let time = snapshot.time()?;
+    let config = config(
+        &args.vm,
+        memory_bytes >> 20,
+        u64::try_from(vcpus)?,
+        Some(&time),
+    )?;
+    config.check_saved(&time)?;
     let (machine, time) = Machine::restore(config, snapshot, &mut progress("loading"))?;
     drive(&args.vm, machine, signals, |vm| {
         vm.restore(&time, Cause::Snapshot)?;
@@ -66,7 +73,12 @@ pub fn restore(args: &RestoreArgs, snapshot: Snapshot) -> Result<ExitCode> {
     })
 }
 
-fn config(args: &VmArgs, memory_mib: u64, cpus: u64) -> Result<MachineConfig> {
+fn config(
+    args: &VmArgs,
+    memory_mib: u64,
+    cpus: u64,
+    saved: Option<&SavedTime>,
+) -> Result<MachineConfig> {
     if args.console == Destination::Stdio && args.serial == Destination::Stdio {
         bail!("two ports cannot share stdio; give --console or --serial a file or off");
     }
@@ -74,6 +86,8 @@ fn config(args: &VmArgs, memory_mib: u64, cpus: u64) -> Result<MachineConfig> {
         memory_mib,
         cpus,
         time: args.time,
+        live_physical_time: args.time.live_physical_time(saved),
+        paused_time: args.time.paused_time(saved),
         console: args.console.open()?,
         serial: args.serial.open()?,
     })
@@ -99,17 +113,32 @@ fn drive(
     let threads = VcpuThreads::start(vcpus, &machine.time, &machine.bus, &wake)?;
     begin(&machine.time)?;
     has_begun.store(true, Ordering::Release);
-    eprintln!(
-        "pvtime: {} vCPU{}, {} MiB, stolen time: {}",
-        cpus,
-        if cpus == 1 { "" } else { "s" },
-        machine.memory_mib(),
-        machine.time.stolen_time_provider()
-    );
+    announce(cpus, &machine);
     let (terminal, mut input) = standard_input(args, &machine)?;
     let stop = wait(&mut signals, &threads, &wake, &stop, &mut input);
     drop((threads, terminal, server));
     finish(stop?)
+}
+
+/// Says what was started.
+fn announce(cpus: usize, machine: &Machine) {
+    let (plural, time) = (if cpus == 1 { "" } else { "s" }, &machine.time);
+    let live = time.live_physical_time();
+    let of_live = live.map(|live| format!(", live physical time: {} Hz", live.frequency_hz));
+    let of_pauses = time.paused_time().map(|_| ", paused time: on");
+    eprintln!(
+        "pvtime: {cpus} vCPU{plural}, {} MiB, stolen time: {}{}{}",
+        machine.memory_mib(),
+        time.stolen_time_provider(),
+        of_live.unwrap_or_default(),
+        of_pauses.unwrap_or_default()
+    );
+    if live.is_some() {
+        eprintln!("pvtime: live physical time: {LIVE_PHYSICAL_TIME_LIMITS}");
+    }
+    if let Some(limits) = time.counter_limits() {
+        eprintln!("pvtime: {limits}");
+    }
 }
 
 /// Shows how far saving or loading memory is, on a terminal.

@@ -8,11 +8,15 @@ use anyhow::Result;
 use pvtime::host::Cause;
 use pvtime::scale::Frequency;
 use pvtime_kvm::record::Records;
-use pvtime_kvm::{TimeSample, VcpuSample, VmTime, counter};
+use pvtime_kvm::{
+    LivePhysicalTimeSample, PausedTimeSample, TimeSample, VcpuSample, VmTime, counter,
+};
 use time_figure::Sample;
 
 use crate::api::Vm;
-use crate::api::answers::{Accounts, Ledger, StolenTime, Time, VcpuTime, VmState};
+use crate::api::answers::{
+    Accounts, Ledger, LivePhysicalTime, PausedTime, StolenTime, Time, VcpuTime, VmState,
+};
 use crate::event::Event;
 use crate::history::{self, History, Sampled};
 use crate::machine::Machine;
@@ -77,9 +81,13 @@ impl Vm for Status {
         } = self.time.sample()?;
         Ok(Time {
             counter_frequency_hz: counter::frequency().map(Frequency::hz),
+            counter_limits: self.time.counter_limits().map(str::to_owned),
             stolen_time: self.time.stolen_time_provider().to_string(),
+            live_physical_time: self.time.live_physical_time().map(LivePhysicalTime::from),
+            paused_time: self.time.paused_time().map(PausedTime::from),
             elapsed_ns,
             paused_ns,
+            generation: self.machine.generation,
             vcpus: vcpus.into_iter().map(VcpuTime::from).collect(),
         })
     }
@@ -154,6 +162,26 @@ impl Sampled for Arc<VmTime> {
             paused_ns: lost.paused_ns,
             stolen_ns: lost.stolen_ns,
         })
+    }
+}
+
+impl From<LivePhysicalTimeSample> for LivePhysicalTime {
+    fn from(live: LivePhysicalTimeSample) -> Self {
+        Self {
+            address: live.address,
+            frequency_hz: live.frequency_hz,
+            claimed: live.claimed,
+        }
+    }
+}
+
+impl From<PausedTimeSample> for PausedTime {
+    fn from(paused: PausedTimeSample) -> Self {
+        Self {
+            address: paused.address,
+            events: paused.events,
+            paused_ns: paused.paused_ns,
+        }
     }
 }
 

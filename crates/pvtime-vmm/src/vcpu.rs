@@ -6,7 +6,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::{Builder, JoinHandle};
 
 use anyhow::{Context, Result, anyhow};
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{
+    KVM_EXIT_ARM_NISV, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+    kvm_vcpu_events,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use pvtime_kvm::{RunningVcpu, VcpuTime, VmTime};
 
@@ -135,6 +138,12 @@ impl Runner {
                     return stop(GuestStop::Failed(error.into()));
                 }
             }
+            // A store of a pair into a time page, for one.
+            VcpuExit::Unsupported(KVM_EXIT_ARM_NISV) => {
+                if let Err(error) = inject_abort(&self.vcpu) {
+                    return stop(GuestStop::Failed(error));
+                }
+            }
             VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => {
                 return stop(GuestStop::PowerOff);
             }
@@ -152,6 +161,15 @@ impl Runner {
         }
         ControlFlow::Continue(())
     }
+}
+
+/// Has the guest take an external abort for the instruction that it is at, as it would of a bus on
+/// which nothing answers.
+fn inject_abort(vcpu: &VcpuFd) -> Result<()> {
+    let mut events = kvm_vcpu_events::default();
+    events.exception.ext_dabt_pending = 1;
+    vcpu.set_vcpu_events(&events)
+        .context("cannot tell the guest of an access that leads nowhere")
 }
 
 /// `errno` values of `KVM_RUN` that mean: enter again.

@@ -89,6 +89,30 @@ fn cpus_that_no_machine_has() {
 }
 
 #[test]
+fn frequencies_that_no_guest_can_use() {
+    for frequency in [
+        "0",
+        "1",
+        "999999",
+        "4294967296",
+        "-1",
+        "1GHz",
+        "on",
+        "",
+        "99999999999999999999",
+    ] {
+        says(
+            &["run", "--kernel", "x", "--live-physical-time", frequency],
+            "give a frequency of 1000000 to 4294967295 Hz, such as 1000000000, or off",
+        );
+    }
+    says(
+        &["run", "--kernel", "x", "--paused-time", "auto"],
+        "possible values: on, off",
+    );
+}
+
+#[test]
 fn memory_that_no_machine_has() {
     for memory in ["0", "1047553", "-1", "1G", "", "99999999999999999999"] {
         says(

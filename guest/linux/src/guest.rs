@@ -145,6 +145,17 @@ impl Guest {
                 Ok(()) => bodies.push(Body::Done),
                 Err(error) => return Ok(refusal(ErrorKind::Refused, request.id, error)),
             },
+            Action::Interfaces
+            | Action::Clocks
+            | Action::ArmTimer(_)
+            | Action::Timers
+            | Action::SetEventStream { .. }
+            | Action::Fill(_)
+            | Action::Verify
+            | Action::RunTests => {
+                let error = "this is for the bare-metal guest: boot guest/el1";
+                return Ok(refusal(ErrorKind::Refused, request.id, error));
+            }
             Action::PowerOff => next = Next::Stop(ByeReason::PowerOff),
             Action::Reset => next = Next::Stop(ByeReason::Reset),
         }

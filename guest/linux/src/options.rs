@@ -82,8 +82,8 @@ mod tests {
         for (line, first) in [
             (
                 "/init --workload busy,lazy",
-                "invalid value 'lazy' for '--workload <WORK,…>': not a workload; write idle, busy \
-                 or spin",
+                "invalid value 'lazy' for '--workload <WORK,…>': not a workload; write idle, busy, \
+                 spin, spin_physical, spin_live, events or change",
             ),
             ("/init nosmp", "unexpected argument 'nosmp' found"),
             ("/init --sample-ms -1", "unexpected argument '-1' found"),

@@ -10,12 +10,13 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use guest_protocol::Workload;
-use guest_protocol::report::Spin;
+use guest_protocol::report::{Spin, SpinClock};
+use guest_protocol::spin::Account;
 use rustix::io::Errno;
 use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::spin::{Account, Highest};
+use crate::spin::Highest;
 
 /// What a worker is told, looked at between two pieces of work.
 const GO_ON: u8 = 0;
@@ -33,6 +34,14 @@ const WAIT: Duration = Duration::from_secs(1);
 /// Why a CPU's work cannot be changed or reported.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkError {
+    /// A program on Linux cannot do that.
+    #[error("{workload} is work for the bare-metal guest; give CPU {cpu} idle, busy or spin")]
+    BareMetalOnly {
+        /// The CPU.
+        cpu: u32,
+        /// The work.
+        workload: Workload,
+    },
     /// There is no such CPU, or it is offline.
     #[error("CPU {cpu} takes no thread ({reason}); is it online?")]
     Pin {
@@ -76,6 +85,9 @@ struct Worker {
 impl Workers {
     /// Gives a CPU its work; what it did before ends first.
     pub fn set(&mut self, cpu: u32, workload: Workload) -> Result<(), WorkError> {
+        if !matches!(workload, Workload::Idle | Workload::Busy | Workload::Spin) {
+            return Err(WorkError::BareMetalOnly { cpu, workload });
+        }
         if let Some(worker) = self.by_cpu.remove(&cpu) {
             worker.stop();
         }
@@ -185,7 +197,7 @@ fn compute(commands: &AtomicU8) {
 
 /// Reads the counter until told to stop, and reports when told to.
 fn spin(cpu: u32, highest: &Highest, commands: &AtomicU8, reports: &SyncSender<Spin>) {
-    let mut account = Account::new(cpu);
+    let mut account = Account::new(cpu, SpinClock::Virtual);
     loop {
         highest.read_into(&mut account);
         match commands.load(Ordering::Relaxed) {
@@ -279,5 +291,16 @@ mod tests {
             let expected = format!("CPU {cpu} takes no thread ({reason}); is it online?");
             assert_eq!(error.to_string(), expected);
         }
+    }
+
+    #[test]
+    fn work_of_the_bare_metal_guest_is_refused() {
+        let mut workers = Workers::default();
+        let error = workers.set(0, Workload::SpinLive).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "spin_live is work for the bare-metal guest; give CPU 0 idle, busy or spin"
+        );
+        assert_eq!(workers.workload(0), Workload::Idle);
     }
 }

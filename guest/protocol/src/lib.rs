@@ -40,11 +40,12 @@ pub use heapless;
 mod lines;
 pub mod report;
 pub mod request;
+pub mod spin;
 mod wire;
 
 pub use lines::{LineBuffer, LineTooLong};
 pub use report::{Body, Report};
-pub use request::{Action, Request, Workload};
+pub use request::{Action, Request, UnknownWorkload, Workload};
 pub use wire::{EmitError, ParseError, clip};
 
 /// Version of the messages in this crate, as [`Hello`](report::Hello) gives it. It grows when an old

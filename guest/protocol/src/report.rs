@@ -7,6 +7,16 @@ use crate::request::Workload;
 use crate::wire::{self, EmitError, Head, ParseError};
 use crate::{MAX_CPUS, MAX_GAPS};
 
+mod interfaces;
+mod memory;
+mod timers;
+
+pub use interfaces::{
+    Clocks, Conduit, EventStream, Interfaces, LiveTime, MAX_BARE_CPUS, PausedTime, StolenTime,
+};
+pub use memory::Memory;
+pub use timers::{Timer, TimerState};
+
 /// One report, and the number of the request that it answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
@@ -29,6 +39,16 @@ pub enum Body {
     Sample(Sample),
     /// What one spinning CPU saw of its counter.
     Spin(Spin),
+    /// Which time interfaces there are.
+    Interfaces(Interfaces),
+    /// Every counter at one moment.
+    Clocks(Clocks),
+    /// What became of one timer.
+    Timer(TimerState),
+    /// What became of the pattern in memory.
+    Memory(Memory),
+    /// What one of the guest's own tests found.
+    Test(TestResult),
     /// The request was carried out.
     Done,
     /// Something was refused or failed.
@@ -111,6 +131,9 @@ impl Sample {
 pub struct Spin {
     /// The CPU.
     pub cpu: u32,
+    /// The counter that it reads; all counts below are of it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub clock: SpinClock,
     /// Reads of the counter. With 0, the fields below are 0 too.
     pub reads: u64,
     /// The counter at the first read.
@@ -130,6 +153,19 @@ pub struct Spin {
     pub largest_cross_backwards_ticks: u64,
 }
 
+/// What a spinning CPU reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpinClock {
+    /// The virtual counter.
+    #[default]
+    Virtual,
+    /// The physical counter.
+    Physical,
+    /// Live physical time, in ticks of the PV frequency.
+    Live,
+}
+
 /// A step from one read of the counter to the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpinGap {
@@ -137,6 +173,36 @@ pub struct SpinGap {
     pub start: u64,
     /// How far it went.
     pub ticks: u64,
+    /// What the CPU's stolen time grew by meanwhile; 0 too where the guest does not look.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stolen_ns: u64,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// What one of the guest's own tests found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TestResult {
+    /// The test.
+    pub name: String<64>,
+    /// What it came to.
+    pub outcome: Outcome,
+    /// What was measured, what failed, or what is not there to be tested.
+    pub message: String<256>,
+}
+
+/// What a test came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// All was as it should be.
+    Passed,
+    /// Something was not.
+    Failed,
+    /// The machine lacks what is tested.
+    Absent,
 }
 
 impl Spin {
@@ -211,6 +277,11 @@ impl Report {
             Body::Hello(body) => wire::emit("hello", id, Some(body), buffer),
             Body::Sample(body) => wire::emit("sample", id, Some(body), buffer),
             Body::Spin(body) => wire::emit("spin", id, Some(body), buffer),
+            Body::Interfaces(body) => wire::emit("interfaces", id, Some(body), buffer),
+            Body::Clocks(body) => wire::emit("clocks", id, Some(body), buffer),
+            Body::Timer(body) => wire::emit("timer", id, Some(body), buffer),
+            Body::Memory(body) => wire::emit("memory", id, Some(body), buffer),
+            Body::Test(body) => wire::emit("test", id, Some(body), buffer),
             Body::Done => wire::emit::<()>("done", id, None, buffer),
             Body::Error(body) => wire::emit("error", id, Some(body), buffer),
             Body::Bye(body) => wire::emit("bye", id, Some(body), buffer),
@@ -228,6 +299,11 @@ impl Report {
             "hello" => Body::Hello(head.parse_body("hello")?),
             "sample" => Body::Sample(head.parse_body("sample")?),
             "spin" => Body::Spin(head.parse_body("spin")?),
+            "interfaces" => Body::Interfaces(head.parse_body("interfaces")?),
+            "clocks" => Body::Clocks(head.parse_body("clocks")?),
+            "timer" => Body::Timer(head.parse_body("timer")?),
+            "memory" => Body::Memory(head.parse_body("memory")?),
+            "test" => Body::Test(head.parse_body("test")?),
             "done" => Body::Done,
             "error" => Body::Error(head.parse_body("error")?),
             "bye" => Body::Bye(head.parse_body("bye")?),

@@ -5,6 +5,7 @@ use core::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::report::Timer;
 use crate::wire::{self, EmitError, Head, ParseError};
 
 /// One request: an action, and the number by which its answer is known.
@@ -38,6 +39,30 @@ pub enum Action {
         /// Its work from now on.
         workload: Workload,
     },
+    /// Say which time interfaces there are and what they show. Answer:
+    /// [`Interfaces`](crate::report::Interfaces).
+    Interfaces,
+    /// Read every counter now. Answer: [`Clocks`](crate::report::Clocks).
+    Clocks,
+    /// Arm a CPU's timer; one that was armed before is forgotten. Answer: `done`.
+    ArmTimer(ArmTimer),
+    /// Report every timer that was armed. Answer: one
+    /// [`TimerState`](crate::report::TimerState) each, then `done`.
+    Timers,
+    /// Have every CPU's counter make events at about this rate, and follow changes of the counter's
+    /// frequency with it. Answer: `done`.
+    SetEventStream {
+        /// Events a second; 0 turns the stream off.
+        rate_hz: u32,
+    },
+    /// Fill memory with a pattern. Answer: `done`.
+    Fill(Fill),
+    /// Compare all of that memory with what was last written. Answer:
+    /// [`Memory`](crate::report::Memory).
+    Verify,
+    /// Run the guest's own tests. Answer: one [`TestResult`](crate::report::TestResult) each, then
+    /// `done`.
+    RunTests,
     /// Power the machine off. Answer: [`Bye`](crate::report::Bye).
     PowerOff,
     /// Reset the machine. Answer: [`Bye`](crate::report::Bye).
@@ -55,39 +80,83 @@ pub enum Workload {
     Busy,
     /// Reads the counter without end and keeps account of gaps and backwards steps.
     Spin,
+    /// The same with the physical counter.
+    SpinPhysical,
+    /// The same with live physical time.
+    SpinLive,
+    /// Waits for events (`WFE`).
+    Events,
+    /// Changes the memory that was filled, at the rate that was asked for.
+    Change,
+}
+
+/// Every workload with its name.
+const WORKLOADS: [(Workload, &str); 7] = [
+    (Workload::Idle, "idle"),
+    (Workload::Busy, "busy"),
+    (Workload::Spin, "spin"),
+    (Workload::SpinPhysical, "spin_physical"),
+    (Workload::SpinLive, "spin_live"),
+    (Workload::Events, "events"),
+    (Workload::Change, "change"),
+];
+
+/// When a timer is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArmTimer {
+    /// Number of the CPU in the guest.
+    pub cpu: u32,
+    /// Which of its timers.
+    pub timer: Timer,
+    /// On live physical time rather than on the counter itself.
+    pub live: bool,
+    /// Microseconds from now until it is due, in the past if negative; none is never.
+    pub delay_us: Option<i64>,
+    /// Whether its interrupt stays masked, so that only its status shows when it is due.
+    pub masked: bool,
+}
+
+/// Memory with a pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fill {
+    /// What the pattern is made of.
+    pub seed: u64,
+    /// MiB of memory.
+    pub mib: u32,
+    /// Pages that a CPU with the workload [`Change`](Workload::Change) changes each second; 0 is as
+    /// many as it can.
+    pub changes_per_s: u32,
 }
 
 /// A word that names no workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a workload; write idle, busy or spin")]
+#[error("not a workload; write idle, busy, spin, spin_physical, spin_live, events or change")]
 pub struct UnknownWorkload;
 
 impl FromStr for Workload {
     type Err = UnknownWorkload;
 
     fn from_str(name: &str) -> Result<Self, UnknownWorkload> {
-        match name {
-            "idle" => Ok(Self::Idle),
-            "busy" => Ok(Self::Busy),
-            "spin" => Ok(Self::Spin),
-            _ => Err(UnknownWorkload),
-        }
+        let found = WORKLOADS.iter().find(|(_, known)| *known == name);
+        found.map(|(workload, _)| *workload).ok_or(UnknownWorkload)
     }
 }
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Idle => "idle",
-            Self::Busy => "busy",
-            Self::Spin => "spin",
-        })
+        let found = WORKLOADS.iter().find(|(workload, _)| workload == self);
+        f.write_str(found.map_or("", |(_, name)| name))
     }
 }
 
 #[derive(Serialize, Deserialize)]
 struct Period {
     period_ms: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct EventRate {
+    rate_hz: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -126,9 +195,21 @@ impl Request {
             Action::SetWorkload { cpu, workload } => {
                 wire::emit(name, id, Some(&CpuWorkload { cpu, workload }), buffer)
             }
-            Action::Hello | Action::Sample | Action::Spin | Action::PowerOff | Action::Reset => {
-                wire::emit::<()>(name, id, None, buffer)
+            Action::ArmTimer(order) => wire::emit(name, id, Some(&order), buffer),
+            Action::SetEventStream { rate_hz } => {
+                wire::emit(name, id, Some(&EventRate { rate_hz }), buffer)
             }
+            Action::Fill(fill) => wire::emit(name, id, Some(&fill), buffer),
+            Action::Hello
+            | Action::Sample
+            | Action::Spin
+            | Action::Interfaces
+            | Action::Clocks
+            | Action::Timers
+            | Action::Verify
+            | Action::RunTests
+            | Action::PowerOff
+            | Action::Reset => wire::emit::<()>(name, id, None, buffer),
         }
     }
 
@@ -151,6 +232,17 @@ impl Request {
                 let CpuWorkload { cpu, workload } = head.parse_body("set_workload")?;
                 Action::SetWorkload { cpu, workload }
             }
+            "interfaces" => Action::Interfaces,
+            "clocks" => Action::Clocks,
+            "arm_timer" => Action::ArmTimer(head.parse_body("arm_timer")?),
+            "timers" => Action::Timers,
+            "set_event_stream" => {
+                let EventRate { rate_hz } = head.parse_body("set_event_stream")?;
+                Action::SetEventStream { rate_hz }
+            }
+            "fill" => Action::Fill(head.parse_body("fill")?),
+            "verify" => Action::Verify,
+            "run_tests" => Action::RunTests,
             "power_off" => Action::PowerOff,
             "reset" => Action::Reset,
             _ => return Err(head.unknown_type()),
@@ -170,6 +262,14 @@ impl Action {
             Self::Spin => "spin",
             Self::SetPeriod { .. } => "set_period",
             Self::SetWorkload { .. } => "set_workload",
+            Self::Interfaces => "interfaces",
+            Self::Clocks => "clocks",
+            Self::ArmTimer(_) => "arm_timer",
+            Self::Timers => "timers",
+            Self::SetEventStream { .. } => "set_event_stream",
+            Self::Fill(_) => "fill",
+            Self::Verify => "verify",
+            Self::RunTests => "run_tests",
             Self::PowerOff => "power_off",
             Self::Reset => "reset",
         }

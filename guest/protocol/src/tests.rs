@@ -1,13 +1,19 @@
 //! What goes over the wire: exact text, both JSON implementations, and lines that are no messages.
 
 use std::string::{String as StdString, ToString};
+use std::vec;
 use std::vec::Vec as StdVec;
 
 use heapless::Vec;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::report::{Bye, ByeReason, Error, ErrorKind, Hello, Program, Sample, Spin, SpinGap};
+use crate::report::{
+    Bye, ByeReason, Clocks, Conduit, Error, ErrorKind, EventStream, Hello, Interfaces, LiveTime,
+    MAX_BARE_CPUS, Memory, Outcome, PausedTime, Program, Sample, Spin, SpinClock, SpinGap,
+    StolenTime, TestResult, Timer, TimerState,
+};
+use crate::request::{ArmTimer, Fill};
 use crate::{
     Action, Body, MAX_CPUS, MAX_GAPS, MAX_LINE, ParseError, Report, Request, Workload, clip,
 };
@@ -25,12 +31,18 @@ fn emitted_request(request: &Request) -> StdString {
 }
 
 fn workload() -> impl Strategy<Value = Workload> {
-    prop_oneof![
-        Just(Workload::Idle),
-        Just(Workload::Busy),
-        Just(Workload::Spin)
-    ]
+    prop::sample::select(&WORKLOADS)
 }
+
+const WORKLOADS: [Workload; 7] = [
+    Workload::Idle,
+    Workload::Busy,
+    Workload::Spin,
+    Workload::SpinPhysical,
+    Workload::SpinLive,
+    Workload::Events,
+    Workload::Change,
+];
 
 fn hello() -> impl Strategy<Value = Body> {
     let workloads = prop::collection::vec(workload(), 0..=MAX_CPUS);
@@ -71,13 +83,24 @@ fn sample() -> impl Strategy<Value = Body> {
 }
 
 fn spin() -> impl Strategy<Value = Body> {
-    any::<(u32, [u64; 7], [(u64, u64); MAX_GAPS])>().prop_map(|(cpu, n, gaps)| {
+    let clock = prop_oneof![
+        Just(SpinClock::Virtual),
+        Just(SpinClock::Physical),
+        Just(SpinClock::Live)
+    ];
+    let numbers = any::<(u32, [u64; 7], [(u64, u64, u64); MAX_GAPS])>();
+    (numbers, clock).prop_map(|((cpu, n, gaps), clock)| {
         Body::Spin(Spin {
             cpu,
+            clock,
             reads: n[0],
             first_counter: n[1],
             last_counter: n[2],
-            largest_gaps: gaps.map(|(start, ticks)| SpinGap { start, ticks }),
+            largest_gaps: gaps.map(|(start, ticks, stolen_ns)| SpinGap {
+                start,
+                ticks,
+                stolen_ns,
+            }),
             backwards_steps: n[3],
             largest_backwards_ticks: n[4],
             cross_backwards_steps: n[5],
@@ -110,9 +133,143 @@ fn bye() -> impl Strategy<Value = Body> {
     .prop_map(|reason| Body::Bye(Bye { reason }))
 }
 
+fn interfaces() -> impl Strategy<Value = Body> {
+    let conduit = prop_oneof![Just(Conduit::None), Just(Conduit::Hvc), Just(Conduit::Smc)];
+    let stolen = prop::collection::vec(any::<Option<(u64, u64)>>(), 0..=MAX_BARE_CPUS);
+    let missing = any::<(Option<u32>, Option<StdString>, Option<StdString>)>();
+    let live = any::<Option<(u64, u32, u32, u32)>>();
+    let paused = any::<Option<([u64; 6], u32, bool, u32)>>();
+    let stream = any::<Option<(u8, i16, u32, u32, u64)>>();
+    (conduit, stolen, missing, live, paused, stream).prop_map(
+        |(conduit, stolen, missing, live, paused, stream)| {
+            let stolen = stolen
+                .into_iter()
+                .map(|found| found.map(|(address, stolen_ns)| StolenTime { address, stolen_ns }));
+            Body::Interfaces(Interfaces {
+                conduit,
+                smccc_version: missing.0,
+                stolen_time: stolen.collect(),
+                stolen_time_missing: missing.1.map(|text| clip(&text)),
+                live_time: live.map(|(address, native, pv, changes)| LiveTime {
+                    address,
+                    native_frequency_hz: native,
+                    pv_frequency_hz: pv,
+                    changes,
+                }),
+                live_time_missing: missing.2.map(|text| clip(&text)),
+                paused_time: paused.map(|(n, last_cause, last_frozen, interrupts)| PausedTime {
+                    address: n[0],
+                    paused_ns: n[1],
+                    events: n[2],
+                    last_paused_ns: n[3],
+                    last_counter: n[4],
+                    last_error_ns: n[5],
+                    last_cause,
+                    last_frozen,
+                    interrupts,
+                }),
+                event_stream: stream.map(|(bit, lost_bits, rate_hz, translations, events)| {
+                    EventStream {
+                        bit,
+                        lost_bits,
+                        rate_hz,
+                        translations,
+                        events,
+                    }
+                }),
+            })
+        },
+    )
+}
+
+fn clocks() -> impl Strategy<Value = Body> {
+    any::<(u32, [u64; 3], Option<u64>, Option<u64>)>().prop_map(|(cpu, n, live, stolen_ns)| {
+        Body::Clocks(Clocks {
+            cpu,
+            virtual_before: n[0],
+            physical: n[1],
+            live,
+            virtual_after: n[2],
+            stolen_ns,
+        })
+    })
+}
+
+fn which_timer() -> impl Strategy<Value = Timer> {
+    prop_oneof![Just(Timer::Virtual), Just(Timer::Physical)]
+}
+
+fn timer() -> impl Strategy<Value = Body> {
+    let rest = any::<(u32, [bool; 3], [u64; 3], Option<u64>, u32, Option<u64>)>();
+    (which_timer(), rest).prop_map(|(timer, (cpu, is, n, deadline, interrupts, fired_at))| {
+        Body::Timer(TimerState {
+            cpu,
+            timer,
+            live: is[0],
+            frequency_hz: n[0],
+            armed_at: n[1],
+            deadline,
+            masked: is[1],
+            interrupts,
+            fired_at,
+            now: n[2],
+            is_due: is[2],
+        })
+    })
+}
+
+fn memory() -> impl Strategy<Value = Body> {
+    any::<([u64; 3], Option<u64>)>().prop_map(|(n, first_damaged)| {
+        Body::Memory(Memory {
+            pages: n[0],
+            changes: n[1],
+            damaged: n[2],
+            first_damaged,
+        })
+    })
+}
+
+fn test_result() -> impl Strategy<Value = Body> {
+    let outcome = prop_oneof![
+        Just(Outcome::Passed),
+        Just(Outcome::Failed),
+        Just(Outcome::Absent)
+    ];
+    (outcome, any::<(StdString, StdString)>()).prop_map(|(outcome, (name, message))| {
+        Body::Test(TestResult {
+            name: clip(&name),
+            outcome,
+            message: clip(&message),
+        })
+    })
+}
+
 fn report() -> impl Strategy<Value = Report> {
-    let body = prop_oneof![hello(), sample(), spin(), Just(Body::Done), error(), bye()];
+    let body = prop_oneof![
+        hello(),
+        sample(),
+        spin(),
+        interfaces(),
+        clocks(),
+        timer(),
+        memory(),
+        test_result(),
+        Just(Body::Done),
+        error(),
+        bye()
+    ];
     (any::<Option<u32>>(), body).prop_map(|(answers, body)| Report { answers, body })
+}
+
+fn arm_timer() -> impl Strategy<Value = ArmTimer> {
+    let rest = any::<(u32, bool, Option<i64>, bool)>();
+    (which_timer(), rest).prop_map(|(timer, (cpu, live, delay_us, masked))| ArmTimer {
+        cpu,
+        timer,
+        live,
+        delay_us,
+        masked,
+    })
 }
 
 fn request() -> impl Strategy<Value = Request> {
@@ -123,6 +280,18 @@ fn request() -> impl Strategy<Value = Request> {
         any::<u32>().prop_map(|period_ms| Action::SetPeriod { period_ms }),
         (any::<u32>(), workload())
             .prop_map(|(cpu, workload)| Action::SetWorkload { cpu, workload }),
+        Just(Action::Interfaces),
+        Just(Action::Clocks),
+        arm_timer().prop_map(Action::ArmTimer),
+        Just(Action::Timers),
+        any::<u32>().prop_map(|rate_hz| Action::SetEventStream { rate_hz }),
+        any::<(u64, u32, u32)>().prop_map(|(seed, mib, changes_per_s)| Action::Fill(Fill {
+            seed,
+            mib,
+            changes_per_s
+        })),
+        Just(Action::Verify),
+        Just(Action::RunTests),
         Just(Action::PowerOff),
         Just(Action::Reset),
     ];
@@ -140,6 +309,11 @@ fn read_by_serde_json(line: &str) -> Report {
         "hello" => Body::Hello(serde_json::from_value(body).unwrap()),
         "sample" => Body::Sample(serde_json::from_value(body).unwrap()),
         "spin" => Body::Spin(serde_json::from_value(body).unwrap()),
+        "interfaces" => Body::Interfaces(serde_json::from_value(body).unwrap()),
+        "clocks" => Body::Clocks(serde_json::from_value(body).unwrap()),
+        "timer" => Body::Timer(serde_json::from_value(body).unwrap()),
+        "memory" => Body::Memory(serde_json::from_value(body).unwrap()),
+        "test" => Body::Test(serde_json::from_value(body).unwrap()),
         "done" => Body::Done,
         "error" => Body::Error(serde_json::from_value(body).unwrap()),
         "bye" => Body::Bye(serde_json::from_value(body).unwrap()),
@@ -215,6 +389,22 @@ fn requests_are_these_lines() {
         cpu: 1,
         workload: Workload::Spin,
     };
+    let timer = ArmTimer {
+        cpu: 2,
+        timer: Timer::Physical,
+        live: true,
+        delay_us: Some(-5),
+        masked: false,
+    };
+    let never = ArmTimer {
+        delay_us: None,
+        ..timer
+    };
+    let fill = Fill {
+        seed: u64::MAX,
+        mib: 64,
+        changes_per_s: 500,
+    };
     let cases = [
         (Request::new(Action::Hello), r#"{"type":"hello"}"#),
         (
@@ -230,6 +420,23 @@ fn requests_are_these_lines() {
             Request::new(spin).with_id(4_294_967_295),
             r#"{"type":"set_workload","id":4294967295,"body":{"cpu":1,"workload":"spin"}}"#,
         ),
+        (
+            Request::new(Action::ArmTimer(timer)),
+            r#"{"type":"arm_timer","body":{"cpu":2,"timer":"physical","live":true,"delay_us":-5,"masked":false}}"#,
+        ),
+        (
+            Request::new(Action::ArmTimer(never)),
+            r#"{"type":"arm_timer","body":{"cpu":2,"timer":"physical","live":true,"delay_us":null,"masked":false}}"#,
+        ),
+        (
+            Request::new(Action::SetEventStream { rate_hz: 10_000 }),
+            r#"{"type":"set_event_stream","body":{"rate_hz":10000}}"#,
+        ),
+        (
+            Request::new(Action::Fill(fill)),
+            r#"{"type":"fill","body":{"seed":18446744073709551615,"mib":64,"changes_per_s":500}}"#,
+        ),
+        (Request::new(Action::RunTests), r#"{"type":"run_tests"}"#),
         (Request::new(Action::PowerOff), r#"{"type":"power_off"}"#),
         (Request::new(Action::Reset), r#"{"type":"reset"}"#),
     ];
@@ -309,7 +516,7 @@ fn the_longest_messages_fit_a_line() {
         counter_frequency_hz: u64::MAX,
         steal_unit_ns: u64::MAX,
         sample_period_ms: u32::MAX,
-        workloads: core::iter::repeat_n(Workload::Idle, MAX_CPUS).collect(),
+        workloads: core::iter::repeat_n(Workload::SpinPhysical, MAX_CPUS).collect(),
     };
     // A control character takes six bytes on the wire.
     let error = Error {
@@ -317,7 +524,18 @@ fn the_longest_messages_fit_a_line() {
         message: clip(&"\u{1}".repeat(1000)),
     };
     assert_eq!(error.message.len(), 256);
-    for body in [Body::Sample(sample), Body::Hello(hello), Body::Error(error)] {
+    let bodies = [
+        Body::Sample(sample),
+        Body::Hello(hello),
+        Body::Error(error),
+        Body::Interfaces(longest_interfaces()),
+        Body::Test(TestResult {
+            name: clip(&"\u{1}".repeat(1000)),
+            outcome: Outcome::Passed,
+            message: clip(&"\u{1}".repeat(1000)),
+        }),
+    ];
+    for body in bodies {
         let report = Report {
             answers: Some(u32::MAX),
             body,
@@ -326,16 +544,114 @@ fn the_longest_messages_fit_a_line() {
     }
 }
 
+fn longest_interfaces() -> Interfaces {
+    let stolen = StolenTime {
+        address: u64::MAX,
+        stolen_ns: u64::MAX,
+    };
+    Interfaces {
+        conduit: Conduit::None,
+        smccc_version: Some(u32::MAX),
+        stolen_time: core::iter::repeat_n(Some(stolen), MAX_BARE_CPUS).collect(),
+        stolen_time_missing: Some(clip(&"\u{1}".repeat(1000))),
+        live_time: Some(LiveTime {
+            address: u64::MAX,
+            native_frequency_hz: u32::MAX,
+            pv_frequency_hz: u32::MAX,
+            changes: u32::MAX,
+        }),
+        live_time_missing: Some(clip(&"\u{1}".repeat(1000))),
+        paused_time: Some(PausedTime {
+            address: u64::MAX,
+            paused_ns: u64::MAX,
+            events: u64::MAX,
+            last_paused_ns: u64::MAX,
+            last_counter: u64::MAX,
+            last_error_ns: u64::MAX,
+            last_cause: u32::MAX,
+            last_frozen: false,
+            interrupts: u32::MAX,
+        }),
+        event_stream: Some(EventStream {
+            bit: u8::MAX,
+            lost_bits: i16::MIN,
+            rate_hz: u32::MAX,
+            translations: u32::MAX,
+            events: u64::MAX,
+        }),
+    }
+}
+
+fn fired(deadline: Option<u64>, fired_at: Option<u64>, now: u64) -> TimerState {
+    TimerState {
+        cpu: 0,
+        timer: Timer::Virtual,
+        live: false,
+        frequency_hz: 1000,
+        armed_at: 0,
+        deadline,
+        masked: false,
+        interrupts: u32::from(fired_at.is_some()),
+        fired_at,
+        now,
+        is_due: fired_at.is_some(),
+    }
+}
+
+#[test]
+fn a_timer_is_early_late_or_lost() {
+    let early = fired(Some(100), Some(99), 200);
+    assert_eq!((early.early_ticks(), early.late_ticks()), (Some(1), None));
+    assert!(early.is_wrong() && !early.is_lost(0));
+    let late = fired(Some(100), Some(107), 200);
+    assert_eq!((late.early_ticks(), late.late_ticks()), (None, Some(7)));
+    assert!(!late.is_wrong() && !late.is_lost(0));
+
+    let waits = fired(Some(100), None, 100);
+    assert!(!waits.is_lost(0) && !waits.is_wrong());
+    let lost = fired(Some(100), None, 151);
+    assert!(lost.is_lost(50) && !lost.is_lost(51));
+    assert!(!fired(None, None, u64::MAX).is_lost(0), "never is not lost");
+    assert_eq!(fired(None, Some(5), 9).early_ticks(), Some(u64::MAX - 5));
+    assert!(fired(None, Some(5), 9).is_wrong());
+
+    let twice = TimerState {
+        interrupts: 2,
+        ..late
+    };
+    assert!(twice.is_wrong());
+    let status = TimerState {
+        masked: true,
+        is_due: true,
+        ..fired(Some(100), None, 99)
+    };
+    assert!(status.is_wrong(), "due before its deadline");
+    let status = TimerState { now: 200, ..status };
+    assert!(!status.is_wrong() && !status.is_lost(0));
+    let forgotten = TimerState {
+        is_due: false,
+        ..status
+    };
+    assert!(forgotten.is_lost(0));
+    let unmasked = TimerState {
+        interrupts: 1,
+        ..status
+    };
+    assert!(unmasked.is_wrong(), "a masked timer has no interrupt");
+}
+
 #[test]
 fn the_gap_over_a_count_is_found_if_it_is_among_the_largest() {
     let mut spin = Spin::default();
     spin.largest_gaps[0] = SpinGap {
         start: 1000,
         ticks: 50,
+        stolen_ns: 0,
     };
     spin.largest_gaps[1] = SpinGap {
         start: u64::MAX,
         ticks: 11,
+        stolen_ns: 0,
     };
     let start = |count| spin.gap_over(count).map(|gap| gap.start);
     assert_eq!(
@@ -469,7 +785,7 @@ fn length_and_depth_of_a_line_are_bounded() {
 
 #[test]
 fn workloads_have_one_name_everywhere() {
-    for workload in [Workload::Idle, Workload::Busy, Workload::Spin] {
+    for workload in WORKLOADS {
         assert_eq!(workload.to_string().parse(), Ok(workload));
         assert_eq!(
             serde_json::to_value(workload).unwrap(),
@@ -479,7 +795,7 @@ fn workloads_have_one_name_everywhere() {
     let error = "spinning".parse::<Workload>().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "not a workload; write idle, busy or spin"
+        "not a workload; write idle, busy, spin, spin_physical, spin_live, events or change"
     );
 }
 
@@ -540,7 +856,19 @@ fn the_manual_shows_lines_as_they_are() {
         assert_eq!(emitted(&report).trim_end(), line);
         types.insert(serde_json::from_str::<Value>(line).unwrap()["type"].to_string());
     }
-    let every_type = ["bye", "done", "error", "hello", "sample", "spin"];
+    let every_type = [
+        "bye",
+        "clocks",
+        "done",
+        "error",
+        "hello",
+        "interfaces",
+        "memory",
+        "sample",
+        "spin",
+        "test",
+        "timer",
+    ];
     assert!(
         types
             .iter()

@@ -120,6 +120,26 @@ const ON_A_GOOD_HOST: &[Case] = &[
         says: &["maybe", "possible values: auto, on"],
     },
     Case {
+        name: "pv_frequency_that_no_guest_can_use",
+        arguments: "run --kernel {Image} --live-physical-time 1",
+        says: &["--live-physical-time", "1000000 to 4294967295 Hz", "or off"],
+    },
+    Case {
+        name: "pv_frequency_that_is_none",
+        arguments: "run --kernel {Image} --live-physical-time fast",
+        says: &["fast", "1000000 to 4294967295 Hz", "or off"],
+    },
+    Case {
+        name: "live_physical_time_and_advance",
+        arguments: "run --kernel {Image} --live-physical-time 1000000000 --on-pause advance",
+        says: &["--on-pause advance", "use freeze"],
+    },
+    Case {
+        name: "paused_time_perhaps",
+        arguments: "run --kernel {Image} --paused-time perhaps",
+        says: &["perhaps", "possible values: on, off"],
+    },
+    Case {
         name: "unknown_command",
         arguments: "walk",
         says: &["walk", "--help"],

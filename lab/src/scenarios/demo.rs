@@ -1,5 +1,6 @@
 //! The main job, shown to a person: where the time of three guests went, by three accounts.
 
+use super::own_figure::{self, Paused};
 use super::three_guests::ThreeGuests;
 use super::watch::Watch;
 use crate::report::{Check, Report, Verdict};
@@ -7,18 +8,22 @@ use crate::scenario::{Scenario, Stage, Step, no_checks};
 use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, stderr};
+use std::path::Path;
 use std::time::Duration;
 
 /// Not in the list: it is there to be looked at.
 pub const SCENARIO: Scenario = Scenario {
     name: "demo",
-    about: "two busy guests share a host CPU, a third one idles; a table of where time went",
+    about: "two busy guests share a host CPU, a third one idles, one is paused; where time went",
     must_fail: None,
     play,
 };
 
 /// How long the table is shown.
 const SHOWN: Duration = Duration::from_secs(15);
+
+/// The guest that is paused.
+const PAUSED: &str = "busy-1";
 
 /// After this long, a machine is too slow to watch twice and end in two minutes.
 const RUSH: Duration = Duration::from_secs(70);
@@ -30,22 +35,36 @@ share one CPU of the host; idle has another CPU for itself. A busy guest gets ha
 rest of its time is stolen, and pvtime tells the guest so, in a structure in guest memory.
 Each row has the stolen time by three accounts, which should agree: run delay of the vCPU's thread,
 from the host's scheduler; the structure; and steal in the guest's own /proc/stat (steps of 10 ms).
+Then busy-1 is paused for 3 s with its counters frozen, and what it reads itself is drawn.
 ";
 
+#[derive(Default)]
+struct Scene {
+    three: Option<ThreeGuests>,
+    paused: Option<Paused>,
+}
+
+impl Scene {
+    fn three(&mut self) -> Result<&mut ThreeGuests> {
+        self.three.as_mut().context("the guests were not started")
+    }
+}
+
 fn play(stage: &mut Stage) -> Result<()> {
-    let checks = |scene: &Option<ThreeGuests>| {
+    let checks = |scene: &Scene| {
         scene
+            .three
             .as_ref()
             .map(ThreeGuests::check_watched)
             .unwrap_or_default()
     };
     stage.play(
-        None,
+        Scene::default(),
         &[
             Step {
                 name: "boot two busy guests and an idle one on a host",
                 act: |scene, stage| {
-                    *scene = Some(ThreeGuests::start(stage)?);
+                    scene.three = Some(ThreeGuests::start(stage)?);
                     Ok(())
                 },
                 checks: no_checks,
@@ -56,21 +75,38 @@ fn play(stage: &mut Stage) -> Result<()> {
                 checks,
             },
             Step {
+                name: "pause a busy guest for 3 s and draw what it reads",
+                act: pause,
+                checks: |scene| scene.paused.iter().map(Paused::check).collect(),
+            },
+            Step {
                 name: "let the guests rest and compare their own figures",
-                act: |scene, _| scene.as_mut().context("no guests")?.compare(),
-                checks: |scene| scene.iter().map(ThreeGuests::check_compared).collect(),
+                act: |scene, stage| scene.three()?.compare(stage),
+                checks: |scene| {
+                    scene
+                        .three
+                        .iter()
+                        .map(ThreeGuests::check_compared)
+                        .collect()
+                },
             },
             Step {
                 name: "power the host off",
-                act: |scene, _| scene.take().context("no guests")?.host.power_off(),
+                act: |scene, _| scene.three.take().context("no guests")?.host.power_off(),
                 checks: no_checks,
             },
         ],
     )
 }
 
-fn watch(scene: &mut Option<ThreeGuests>, stage: &mut Stage) -> Result<()> {
-    let three = scene.as_mut().context("no guests")?;
+fn pause(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
+    let (guest, host) = scene.three()?.first()?;
+    scene.paused = Some(Paused::make(guest, host, stage)?);
+    Ok(())
+}
+
+fn watch(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
+    let three = scene.three()?;
     stage.pause_progress();
     let mut table = Table::new();
     let attempts = if stage.elapsed() < RUSH { 2 } else { 1 };
@@ -176,12 +212,29 @@ pub fn sentence(report: &Report) -> String {
     format!(
         "The busy guests lost {} of their time and the idle one {:.0} ms of it; the structures were \
          within {:.1} ms of the host's scheduler, and the guests' own figures within {:.0} ms of the \
-         structures.",
+         structures. Over its pause the counter of {PAUSED} moved by {} ticks.",
         shares.join(" and "),
         one("idle_guest_stolen_ms"),
         one("structure_vs_run_delay_ms"),
         one("proc_stat_vs_structure_ms"),
+        one("frozen_ticks"),
     )
+}
+
+/// What the figure shows, and where it is; none where there is none.
+#[must_use]
+pub fn on_the_figure(report: &Report, folder: &Path) -> Option<String> {
+    let file = own_figure::file(PAUSED);
+    let file = report.figures.iter().find(|it| **it == file)?;
+    Some(format!(
+        "What {PAUSED} read itself is drawn in {}, for any browser. Physical time is the thin line. \
+         Live physical time, the dashes, is the guest's own counter: over the pause, which is \
+         striped, it stands still. Virtual time, the thick dots, is that less what was stolen from \
+         the guest by its own account: it rises half as fast wherever the ground is dotted, which is \
+         wherever busy-2 had its share of the CPU. What pvtime itself measured of each guest's whole \
+         life is in the other figures there.",
+        folder.join(file).display()
+    ))
 }
 
 fn figure(check: &Check) -> String {
@@ -211,6 +264,7 @@ mod tests {
             Check::new("stolen_share_percent", 50.1, share, "%"),
             Check::new("structure_vs_run_delay_ms", 0.25, Limit::AtMost(10.0), "ms"),
             Check::new("idle_guest_stolen_ms", idle_ms, Limit::AtMost(50.0), "ms"),
+            Check::new("frozen_ticks", 0.0, Limit::Equals(0.0), "ticks"),
             Check::new("proc_stat_vs_structure_ms", 7.4, Limit::AtMost(20.0), "ms"),
         ];
         report
@@ -224,7 +278,7 @@ mod tests {
             sentence(&report),
             "The busy guests lost 50.0 % and 50.1 % of their time and the idle one 3 ms of it; the \
              structures were within 0.2 ms of the host's scheduler, and the guests' own figures \
-             within 7 ms of the structures."
+             within 7 ms of the structures. Over its pause the counter of busy-1 moved by 0 ticks."
         );
     }
 
@@ -241,6 +295,18 @@ mod tests {
             sentence(&report),
             "The demonstration did not come to its end: no host"
         );
+    }
+
+    #[test]
+    fn the_figure_is_explained_where_there_is_one() {
+        let mut report = report(3.2);
+        let explained = |report: &Report| on_the_figure(report, Path::new("logs"));
+        assert_eq!(explained(&report), None);
+        report.figures.push("figure-busy-1.svg".into());
+        assert_eq!(explained(&report), None);
+        report.figures.push("figure-busy-1-itself.svg".into());
+        let text = explained(&report).unwrap();
+        assert!(text.contains("logs/figure-busy-1-itself.svg,"), "{text}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::guest::{Guest, GuestSpec};
 use crate::host::Host;
 use crate::interrupt::sleep;
 use crate::report::{Check, Limit};
+use crate::scenario::Stage;
 use anyhow::{Result, bail};
 use guest_protocol::{Action, Workload};
 use std::time::Duration;
@@ -34,7 +35,7 @@ pub struct FourVcpus {
 
 impl FourVcpus {
     /// Boots the guest, has its CPUs lose different amounts, and asks each for its figure.
-    pub fn see(host: &mut Host) -> Result<Self> {
+    pub fn see(host: &mut Host, stage: &mut Stage) -> Result<Self> {
         let mut guest = Guest::start(
             &GuestSpec {
                 cpus: VCPUS,
@@ -51,6 +52,7 @@ impl FourVcpus {
             seen.differences_ms.push(figures.difference_ms(cpu, cpu)?);
         }
         seen.own_structures = seen.own_structures.min(hello.cpus_online);
+        stage.keep_time(&mut guest, host)?;
         guest.power_off(host)?;
         Ok(seen)
     }
@@ -141,7 +143,7 @@ fn found_its_own(figures: &Figures, cpu: usize) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{Status, Structure, VcpuStatus};
+    use crate::status::{Generation, Status, Structure, VcpuStatus};
     use guest_protocol::report::Sample;
 
     const MS: u64 = 1_000_000;
@@ -160,6 +162,7 @@ mod tests {
         Status {
             elapsed_ns: 0,
             paused_ns: 0,
+            generation: Generation::default(),
             vcpus: structures.iter().map(vcpu).collect(),
         }
     }

@@ -77,8 +77,9 @@ fn spend(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
         guest.await_hello(host)?;
         guest.pin(host, &[0], &[1])?;
     }
-    let [mut judged, rival] = guests;
+    let [mut judged, mut rival] = guests;
     sleep(STRETCH)?;
+    stage.keep_time(&mut rival, host)?;
     rival.power_off(host)?;
     judged.set_workload(host, 0, Workload::Idle)?;
     sleep(STRETCH)?;
@@ -88,7 +89,7 @@ fn spend(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
         judged.resume(host)?;
     }
     scene.accounts = judged.ledger(host)?;
-    stage.report.adjustments.extend(judged.adjustments(host)?);
+    stage.keep_time(&mut judged, host)?;
     judged.power_off(host)
 }
 

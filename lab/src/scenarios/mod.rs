@@ -1,18 +1,27 @@
 //! The scenarios that there are.
 
 mod bad_input;
+mod bare_checks;
 pub mod bench;
 mod boot;
 mod canary;
 pub mod demo;
+mod el1;
 mod four_vcpus;
 mod gate_race;
+mod generation;
+mod id_reader;
+mod interfaces_kept;
 mod interrupted;
 mod kvm_tests;
 mod ledger;
+mod lpt;
+mod lpt_chain;
+mod own_figure;
 mod pause_advance;
 mod pause_freeze;
 mod pauses;
+mod restore_frequencies;
 mod stolen_time;
 mod stolen_time_off;
 mod stolen_user;
@@ -30,6 +39,11 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     (
         "pause-freeze",
         "forty pauses of three seconds, and gaps that only a quiet machine keeps",
+    ),
+    (
+        "lpt-chain",
+        "ten hosts, one after the other, timers of a minute, and delays that only a quiet machine \
+         keeps",
     ),
     ("watchdog", "two guests that are paused for a minute each"),
     (
@@ -62,9 +76,14 @@ pub const ALL: &[Scenario] = &[
     interrupted::SCENARIO,
     kvm_tests::SCENARIO,
     bad_input::SCENARIO,
+    el1::SCENARIO,
+    lpt::SCENARIO,
+    lpt_chain::SCENARIO,
     stolen_time::SCENARIO,
     stolen_time_off::SCENARIO,
     stolen_user::SCENARIO,
+    interfaces_kept::SCENARIO,
+    restore_frequencies::SCENARIO,
     pause_freeze::SCENARIO,
     pause_advance::SCENARIO,
     ledger::SCENARIO,
@@ -75,5 +94,6 @@ pub const ALL: &[Scenario] = &[
     suspend_linux::SCENARIO,
     gate_race::SCENARIO,
     timers_survive::SCENARIO,
+    generation::SCENARIO,
     canary::SCENARIO,
 ];

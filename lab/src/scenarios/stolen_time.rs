@@ -57,7 +57,7 @@ fn play(stage: &mut Stage) -> Result<()> {
             },
             Step {
                 name: "let the guests rest and compare their own figures",
-                act: |scene, _| scene.three()?.compare(),
+                act: |scene, stage| scene.three()?.compare(stage),
                 checks: |scene| {
                     scene
                         .three
@@ -68,8 +68,8 @@ fn play(stage: &mut Stage) -> Result<()> {
             },
             Step {
                 name: "boot a guest with four vCPUs and load them unevenly",
-                act: |scene, _| {
-                    scene.four = FourVcpus::see(&mut scene.three()?.host)?;
+                act: |scene, stage| {
+                    scene.four = FourVcpus::see(&mut scene.three()?.host, stage)?;
                     Ok(())
                 },
                 checks: |scene| vec![scene.four.check()],

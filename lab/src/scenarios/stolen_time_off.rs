@@ -74,7 +74,7 @@ fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn compete(scene: &mut Scene, _: &mut Stage) -> Result<()> {
+fn compete(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
     let mut guests = Vec::new();
     for stolen_time in ["on", "off"] {
@@ -103,6 +103,7 @@ fn compete(scene: &mut Scene, _: &mut Stage) -> Result<()> {
                 .count(),
             run_delay_ns: status.vcpus.iter().map(|vcpu| vcpu.run_delay_ns).sum(),
         };
+        stage.keep_time(&mut guest, host)?;
         guest.power_off(host)?;
     }
     Ok(())

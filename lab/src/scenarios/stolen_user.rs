@@ -62,7 +62,7 @@ fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn compete(scene: &mut Scene, _: &mut Stage) -> Result<()> {
+fn compete(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
     let mut guests = Vec::new();
     for (name, stolen_time) in [("kernel", "on"), ("user", "user")] {
@@ -78,7 +78,8 @@ fn compete(scene: &mut Scene, _: &mut Stage) -> Result<()> {
         guest.pin(host, &[0], &[1])?;
     }
     scene.watches = Watch::all(&mut guests, host, COMPETITION, |_| {})?;
-    for guest in guests {
+    for mut guest in guests {
+        stage.keep_time(&mut guest, host)?;
         guest.power_off(host)?;
     }
     Ok(())

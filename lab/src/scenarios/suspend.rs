@@ -182,16 +182,23 @@ fn announce(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     scene.one = sleep_through(&mut guest, host, stage, scene.plan.announced)?;
     guest.power_off(host)?;
 
-    let mut guest = four(host, "four", "report")?;
+    let mut guest = four(host, "four", &[])?;
     scene.four = sleep_through(&mut guest, host, stage, scene.plan.announced)?;
     guest.power_off(host)
 }
 
+/// For a guest whose stalls are taken out of its counters.
+pub const FREEZE: &[&str] = &["--on-stall", "freeze"];
+
 /// A guest of four vCPUs: one spins, the others wait for interrupts.
-fn four(host: &mut Host, name: &'static str, on_stall: &'static str) -> Result<Guest> {
+fn four(
+    host: &mut Host,
+    name: &'static str,
+    vmm_options: &'static [&'static str],
+) -> Result<Guest> {
     let spec = GuestSpec {
         cpus: 4,
-        on_stall,
+        vmm_options,
         ..GuestSpec::new(name)
     };
     let mut guest = Guest::start(&spec, host)?;
@@ -277,7 +284,7 @@ fn checks(guest: &'static str, sleeps: &[Sleep], is_quiet: bool) -> Vec<Check> {
 
 fn stop(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
-    let mut guest = four(host, "untold", "freeze")?;
+    let mut guest = four(host, "untold", FREEZE)?;
     scene.stops = Stops::make(&mut guest, host, stage, scene.plan)?;
     stage.report.adjustments.extend(guest.adjustments(host)?);
     guest.power_off(host)

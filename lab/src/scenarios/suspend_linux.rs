@@ -1,6 +1,7 @@
 //! A minute of the host's sleep under Linux guests: one that is told, one that is not, and one that
 //! shows what it would say of a minute in which it did not run.
 
+use super::suspend::FREEZE;
 use super::watch::ms;
 use crate::guest::{Guest, GuestSpec, host_spec};
 use crate::host::Host;
@@ -73,14 +74,10 @@ fn play(stage: &mut Stage) -> Result<()> {
 fn suspend(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
     let mut guests = Vec::new();
-    for (name, on_stall) in [
-        ("told", "report"),
-        ("untold", "freeze"),
-        ("shown", "report"),
-    ] {
+    for (name, vmm_options) in [("told", &[][..]), ("untold", FREEZE), ("shown", &[])] {
         let spec = GuestSpec {
             workload: Workload::Busy,
-            on_stall,
+            vmm_options,
             kernel_options: OPTIONS,
             ..GuestSpec::new(name)
         };

@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::machine::HostSpec;
 use crate::report::{Check, Limit};
 use crate::scenario::Stage;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use guest_protocol::{Action, Workload};
 use std::time::Duration;
 
@@ -133,8 +133,14 @@ impl ThreeGuests {
         ]
     }
 
+    /// The first busy guest, and the host.
+    pub fn first(&mut self) -> Result<(&mut Guest, &mut Host)> {
+        let guest = self.guests.first_mut().context("no guests")?;
+        Ok((guest, &mut self.host))
+    }
+
     /// Lets all guests rest, compares each one's own figure with its structure, and ends it.
-    pub fn compare(&mut self) -> Result<()> {
+    pub fn compare(&mut self, stage: &mut Stage) -> Result<()> {
         let rest = Action::SetWorkload {
             cpu: 0,
             workload: Workload::Idle,
@@ -145,6 +151,7 @@ impl ThreeGuests {
         for mut guest in self.guests.drain(..) {
             let figures = Figures::take(&mut guest, &mut self.host, 0)?;
             self.proc_stat_ms.push(figures.difference_ms(0, 0)?);
+            stage.keep_time(&mut guest, &mut self.host)?;
             guest.power_off(&mut self.host)?;
         }
         if self.proc_stat_ms.len() != self.watches.len() {

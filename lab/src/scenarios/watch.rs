@@ -270,7 +270,7 @@ pub fn ms(ns: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::VcpuStatus;
+    use crate::status::{Generation, VcpuStatus};
     use lab_agent::message::Thread;
 
     const MS: u64 = 1_000_000;
@@ -364,6 +364,7 @@ mod tests {
         let status = |run_delay_ns, claimed| Status {
             elapsed_ns: 5,
             paused_ns: 0,
+            generation: Generation::default(),
             vcpus: vec![VcpuStatus {
                 thread_id: 7,
                 run_ns: 0,

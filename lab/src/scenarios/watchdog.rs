@@ -93,7 +93,7 @@ fn pause(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
         // It still runs.
         guest.sample(host)?;
         *lockups = guest.console(host)?.matches(LOCKUP).count();
-        stage.report.adjustments.extend(guest.adjustments(host)?);
+        stage.keep_time(&mut guest, host)?;
         guest.power_off(host)?;
     }
     Ok(())

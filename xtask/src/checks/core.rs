@@ -2,14 +2,13 @@
 
 use super::{Count, once};
 use crate::process;
+use crate::programs::BARE_TARGET;
 use crate::setup;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-
-const BARE_METAL: &str = "aarch64-unknown-none";
 
 /// Compares structures and constants with the headers of a kernel.
 pub fn headers(workspace: &Workspace) -> Result<Count> {
@@ -103,10 +102,10 @@ pub fn size(workspace: &Workspace) -> Result<Count> {
         "--package=guest-size",
         "--profile=lab",
         "--target",
-        BARE_METAL,
+        BARE_TARGET,
     ];
     process::run(workspace.cargo(&["build", "--quiet"]).args(bare))?;
-    let program = workspace.target.join(BARE_METAL).join("lab/guest-size");
+    let program = workspace.target.join(BARE_TARGET).join("lab/guest-size");
     let mut measure = workspace.cargo(&["run", "--quiet", "--package=guest-size", "--"]);
     once(process::run(measure.arg(program)))
 }

@@ -2,15 +2,15 @@
 
 use super::say;
 use crate::process;
-use crate::programs::TARGET;
+use crate::programs::{BARE_TARGET, TARGET};
 use anyhow::{Context, Result};
 use std::process::Command;
 
 /// Targets of the programs for the lab.
-pub const FOR_LAB: [&str; 1] = [TARGET];
+pub const FOR_LAB: [&str; 2] = [TARGET, BARE_TARGET];
 
 /// Targets of all that is checked.
-pub const ALL: [&str; 2] = [TARGET, "aarch64-unknown-none"];
+pub const ALL: [&str; 2] = FOR_LAB;
 
 /// Installs the targets that the toolchain lacks.
 pub fn install(targets: &[&str]) -> Result<()> {

@@ -1,7 +1,15 @@
+#![expect(
+    unsafe_code,
+    reason = "the signal handler's flag is read as KVM reads it"
+)]
+
 use std::ptr;
 use std::sync::atomic::AtomicU64;
-use std::thread::{self, JoinHandle, sleep};
+use std::thread::{JoinHandle, sleep};
 
+use rustix::thread::gettid;
+
+use super::member::Passage;
 use super::*;
 use crate::clock;
 
@@ -82,8 +90,7 @@ fn no_guest_instruction_runs_while_the_gate_is_closed() {
     let instructions = || guest.instructions.load(Ordering::SeqCst);
     wait_until(|| gate.lock().members.len() == 3 && instructions() > 0);
     for turn in 0..200 {
-        gate.close(LIMIT).unwrap();
-        let before = instructions();
+        let before = gate.close(LIMIT, instructions).unwrap();
         if turn % 20 == 0 {
             sleep(Duration::from_millis(2));
         }
@@ -107,7 +114,7 @@ fn jobs_are_done_by_every_member_and_only_at_a_closed_gate() {
     let threads: Vec<_> = (0..4).map(|index| run(&gate, index, &guest)).collect();
     wait_until(|| gate.lock().members.len() == 4);
     assert_eq!(gate.on_each(|index, _| index), None);
-    gate.close(LIMIT).unwrap();
+    gate.close(LIMIT, || ()).unwrap();
     for _ in 0..20 {
         let results = gate.on_each(|index, vcpu: &mut FakeVcpu| {
             vcpu.entries += 1000;
@@ -129,10 +136,10 @@ fn jobs_are_done_by_every_member_and_only_at_a_closed_gate() {
 #[test]
 fn a_thread_that_joins_late_waits_at_the_closed_gate() {
     let gate = open_gate();
-    gate.close(LIMIT).unwrap();
+    gate.close(LIMIT, || ()).unwrap();
     let guest = Arc::new(Guest::default());
     let thread = run(&gate, 0, &guest);
-    wait_until(|| gate.lock().members.iter().any(|member| member.waiting));
+    wait_until(|| gate.lock().is_any(Place::Waiting));
     assert_eq!(guest.instructions.load(Ordering::SeqCst), 0);
     gate.open();
     wait_until(|| guest.instructions.load(Ordering::SeqCst) > 0);
@@ -161,14 +168,19 @@ fn s2_nobody_enters_without_a_lease_and_all_do_when_it_is_renewed() {
     wait_until(|| gate.lock().members.len() == 3);
     for _ in 0..20 {
         // Nobody closed it: the timers took them out, and the lease keeps them.
-        wait_until(|| gate.lock().members.iter().all(|it| it.waiting));
+        wait_until(|| {
+            gate.lock()
+                .members
+                .iter()
+                .all(|it| it.place == Place::Waiting)
+        });
         assert!(gate.lease().has_ended());
         assert_eq!(gate.lock().position, Position::Open);
         let before = instructions();
         sleep(Duration::from_millis(5));
         assert_eq!(instructions(), before);
         // They can be stopped there like anywhere else.
-        gate.close(LIMIT).unwrap();
+        gate.close(LIMIT, || ()).unwrap();
         assert_eq!(gate.on_each(|index, _| index), Some(vec![0, 1, 2]));
         gate.open();
         assert_eq!(instructions(), before);
@@ -217,14 +229,14 @@ fn a_thread_that_does_not_come_out_is_named_and_the_rest_runs_on() {
     let gate = open_gate();
     // This thread is a member that handles an exit for ever.
     let stuck = Member::join(&gate, 7, |_, _| (), || false).unwrap();
-    let error = gate.close(Duration::from_millis(20)).unwrap_err();
+    let error = gate.close(Duration::from_millis(20), || ()).unwrap_err();
     assert!(
         matches!(error, CloseError::Stuck { index: 7, .. }),
         "{error}"
     );
     assert!(gate.is_open());
     drop(stuck);
-    gate.close(LIMIT).unwrap();
+    gate.close(LIMIT, || ()).unwrap();
 }
 
 #[test]
@@ -232,7 +244,71 @@ fn a_stopped_gate_stays_stopped() {
     let gate = open_gate();
     gate.stop();
     gate.open();
-    gate.close(LIMIT).unwrap();
+    gate.close(LIMIT, || ()).unwrap();
     let member = Member::join(&gate, 0, |_, _| (), || false).unwrap();
     assert_eq!(member.wait(&mut FakeVcpu::default()), Passage::Stopped);
+}
+
+/// What a member was told, in order.
+type Told = Arc<Mutex<Vec<Passing>>>;
+
+/// A member that takes its time over what it is told.
+fn run_told(gate: &Arc<Gate<FakeVcpu>>, guest: &Arc<Guest>) -> (JoinHandle<()>, Told) {
+    let told = Told::default();
+    let (gate, guest, telling) = (Arc::clone(gate), Arc::clone(guest), Arc::clone(&told));
+    let thread = thread::spawn(move || {
+        let tell = move |passing, _: &FakeVcpu| {
+            sleep(Duration::from_millis(20));
+            telling.lock().unwrap().push(passing);
+        };
+        let member = Member::join(&gate, 0, tell, || false).unwrap();
+        let mut vcpu = FakeVcpu::default();
+        while member.enter(&mut vcpu, |vcpu| guest.run(vcpu)).is_some() {}
+    });
+    (thread, told)
+}
+
+#[test]
+fn what_a_member_has_to_do_is_done_before_the_last_and_after_the_first() {
+    let gate = Arc::new(Gate::new(SIGNAL, Lease::forever()).unwrap());
+    let guest = Arc::new(Guest::default());
+    let instructions = || guest.instructions.load(Ordering::SeqCst);
+    let (thread, told) = run_told(&gate, &guest);
+    let told = || told.lock().unwrap().clone();
+    wait_until(|| told() == [Passing::Arrives]);
+    let at_last = gate.open_after(|| Ok::<_, ()>((told(), instructions())));
+    assert_eq!(
+        at_last.unwrap(),
+        (vec![Passing::Arrives, Passing::Leaves], 0)
+    );
+    wait_until(|| instructions() > 0);
+    let at_stop = gate
+        .close(LIMIT, || (told().len(), instructions()))
+        .unwrap();
+    assert_eq!(at_stop, (2, instructions()), "accounts come after the stop");
+    assert_eq!(told().len(), 3, "closing waits for them");
+    gate.stop();
+    thread.join().unwrap();
+    assert_eq!(told().len(), 3, "nobody leaves a stopped gate");
+}
+
+#[test]
+fn an_opening_that_fails_lets_nobody_pass() {
+    let gate = Arc::new(Gate::new(SIGNAL, Lease::forever()).unwrap());
+    let guest = Arc::new(Guest::default());
+    let (thread, told) = run_told(&gate, &guest);
+    wait_until(|| told.lock().unwrap().len() == 1);
+    let failed = gate.open_after(|| Err::<(), _>("the offset"));
+    assert_eq!(failed, Err("the offset"));
+    assert_eq!(
+        *told.lock().unwrap(),
+        [Passing::Arrives, Passing::Leaves, Passing::Arrives]
+    );
+    assert_eq!(guest.instructions.load(Ordering::SeqCst), 0);
+    assert!(!gate.is_open());
+    assert!(gate.on_each(|_, _| ()).is_some(), "it is closed as before");
+    gate.open_after(|| Ok::<_, ()>(())).unwrap();
+    wait_until(|| guest.instructions.load(Ordering::SeqCst) > 0);
+    gate.stop();
+    thread.join().unwrap();
 }

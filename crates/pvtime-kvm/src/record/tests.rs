@@ -2,11 +2,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
+use pvtime::abi::live_physical_time::LivePhysicalTime;
 use pvtime::host::timeline::{
     Config, Event, HostSample, Policies, Policy, Step, Timeline, WallStandard,
 };
+use pvtime::host::timers::{Timer, Translation, VcpuTimers};
 use pvtime::host::{Cause, HostCount};
-use pvtime::scale::Frequency;
+use pvtime::scale::{CompareValue, Frequency};
 
 use super::*;
 
@@ -235,4 +237,36 @@ fn whoever_waits_gets_the_next_record_or_the_end() {
     assert!(start.elapsed() < PATIENCE / 2, "it waited on");
     assert!(records.is_finished());
     assert_eq!(sequences(&records.after(0, PATIENCE)), [1, 2]);
+}
+
+#[test]
+fn l13_what_timers_lose_adds_up() {
+    let hz = |hz| Frequency::from_hz(hz).unwrap();
+    let mapping = |native| LivePhysicalTime::between(hz(native), hz(1_000_000_000)).unwrap();
+    // To a host that is a thousand times faster, whose counter passes 2^64 so much earlier.
+    let translation = Translation {
+        from: mapping(1_000_000),
+        to: mapping(1_000_000_000),
+        has_run: true,
+        has_ecv: false,
+    };
+    let timer = |control, compare_value| Timer {
+        control: TimerControl(control),
+        compare_value: CompareValue(compare_value),
+    };
+    let (on, off) = (TimerControl::ENABLE, 0);
+    let mut record = TimersRecord::default();
+    for (virtual_timer, physical_timer, stream) in [
+        (timer(on, 1 << 60), timer(on, 1 << 61), 0),
+        (timer(off, 1 << 60), timer(on, u64::MAX), 1 << 2 | 15 << 4),
+        (timer(on, 5), timer(on, 1 << 60), 1 << 2 | 14 << 4),
+    ] {
+        let timers = VcpuTimers::new(virtual_timer, physical_timer, stream);
+        record = record.with(&translation.apply(&timers));
+    }
+    let expected = TimersRecord {
+        unreachable: 3,
+        lost_stream_bits: 10,
+    };
+    assert_eq!(record, expected);
 }

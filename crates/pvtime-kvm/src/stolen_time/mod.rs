@@ -10,6 +10,8 @@ mod stolen;
 mod structures;
 
 #[cfg(target_arch = "aarch64")]
+pub(crate) use kernel::hide;
+#[cfg(target_arch = "aarch64")]
 pub use publisher::PublishError;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use stolen::Stolen;

@@ -1,17 +1,10 @@
 //! One VM's stolen time, whoever keeps it.
 
-use std::io;
 use std::sync::Arc;
 
-use kvm_bindings::{
-    KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER, kvm_device_attr, kvm_smccc_filter,
-    kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER,
-};
 use kvm_ioctls::{VcpuFd, VmFd};
 use pvtime::abi::Ipa;
-use pvtime::abi::smccc::FunctionId;
 use pvtime::abi::stolen_time::StolenTime;
-use pvtime::host::hypercalls::Services;
 use rustix::thread::Pid;
 use vm_memory::Address;
 
@@ -50,7 +43,6 @@ impl Stolen {
             StolenTimeProvider::Off => Self::Off,
             StolenTimeProvider::Kernel => Self::Kernel(structures(Access::ReadWrite)?),
             StolenTimeProvider::User => {
-                forward_calls(vm).map_err(Error::Filter)?;
                 let structures = structures(Access::ReadOnly)?;
                 let period = config.stolen_time_period;
                 let publisher = Publisher::start(structures, config.vcpus, period);
@@ -78,7 +70,8 @@ impl Stolen {
     /// Prepares a vCPU that was not run yet.
     pub fn attach(&self, vcpu: &VcpuFd, index: usize) -> Result<(), Error> {
         match self {
-            Self::Off => kernel::hide(vcpu).map_err(|source| Error::Hide { index, source }),
+            // KVM affirms the features call by itself, and forwards the rest.
+            Self::Off | Self::User(_) => Ok(()),
             Self::Kernel(structures) => {
                 let address = structures.address(index);
                 let attach = |source| Error::Attach {
@@ -88,8 +81,6 @@ impl Stolen {
                 };
                 kernel::register(vcpu, address).map_err(attach)
             }
-            // KVM affirms the features call by itself, and forwards the rest.
-            Self::User(_) => Ok(()),
         }
     }
 
@@ -101,17 +92,10 @@ impl Stolen {
         }
     }
 
-    /// What the calls of a vCPU are answered with, where they are forwarded.
-    pub fn services(&self, index: usize) -> Services {
-        Services {
-            stolen_time: match self {
-                Self::Off | Self::Kernel(_) => None,
-                Self::User(publisher) => {
-                    Some(Ipa(publisher.structures().address(index).raw_value()))
-                }
-            },
-            ..Services::default()
-        }
+    /// Where a vCPU's structure is.
+    pub fn address(&self, index: usize) -> Option<Ipa> {
+        let structures = self.structures()?;
+        Some(Ipa(structures.address(index).raw_value()))
     }
 
     /// Starts a vCPU's value at 0 because its guest asked for the structure.
@@ -161,27 +145,4 @@ impl Stolen {
 
 fn publish(index: usize) -> impl Fn(PublishError) -> Error {
     move |source| Error::Publish { index, source }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the kernel's enum has three values"
-)]
-const FORWARD: u8 = kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER as u8;
-
-/// Has `PV_TIME_FEATURES` and `PV_TIME_ST` handed to the VMM.
-fn forward_calls(vm: &VmFd) -> io::Result<()> {
-    let filter = kvm_smccc_filter {
-        base: FunctionId::PV_TIME_FEATURES.0,
-        nr_functions: 2,
-        action: FORWARD,
-        ..kvm_smccc_filter::default()
-    };
-    let attribute = kvm_device_attr {
-        flags: 0,
-        group: KVM_ARM_VM_SMCCC_CTRL,
-        attr: KVM_ARM_VM_SMCCC_FILTER.into(),
-        addr: (&raw const filter) as u64,
-    };
-    Ok(vm.set_device_attr(&attribute)?)
 }

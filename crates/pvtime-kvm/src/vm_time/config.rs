@@ -3,8 +3,10 @@
 use std::io;
 use std::time::Duration;
 
+use pvtime::abi::live_physical_time::LivePhysicalTime;
 use pvtime::host::saved::SavedError;
 use pvtime::host::timeline::{NegativeElapsed, Policies, TimelineError};
+use pvtime::scale::Frequency;
 use vm_memory::{Address, GuestAddress};
 
 use super::account::AccountError;
@@ -12,7 +14,10 @@ use crate::gate::CloseError;
 use crate::offset::SetOffsetError;
 use crate::region::BLOCK_BYTES;
 use crate::stolen_time::{CAPACITY, PublishError};
-use crate::{StolenTimeChoice, StolenTimeUnavailable, thread_stat};
+use crate::{
+    CounterChoice, HostTime, PV_FREQUENCY_HZ, StolenTimeChoice, StolenTimeUnavailable, Support,
+    thread_stat,
+};
 
 /// What a VM's time is made of.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +37,10 @@ pub struct VmTimeConfig {
     pub stolen_time: StolenTimeChoice,
     /// How often stolen time is brought up to date where user space keeps it.
     pub stolen_time_period: Duration,
+    /// The PV frequency, if the guest gets live physical time: one of [`PV_FREQUENCY_HZ`].
+    pub live_physical_time: Option<Frequency>,
+    /// Whether the guest is told of its pauses.
+    pub paused_time: bool,
     /// What the counters do over each event.
     pub policies: Policies,
     /// What to do when a VM arrives, by the wall clocks, before it left.
@@ -44,14 +53,15 @@ pub struct VmTimeConfig {
 impl VmTimeConfig {
     /// Structures of 64 bytes that fit into a block of 64 KiB.
     pub const MAX_VCPUS: usize = CAPACITY;
-    /// Bytes of guest physical address space to leave free.
-    pub const REGION_BYTES: u64 = BLOCK_BYTES as u64;
+    /// Bytes of guest physical address space to leave free: a block of 64 KiB each for stolen time,
+    /// live physical time and paused time, in this order, whichever are on.
+    pub const REGION_BYTES: u64 = Self::SLOTS as u64 * BLOCK_BYTES as u64;
     /// Memory slots to leave free.
-    pub const SLOTS: u32 = 1;
+    pub const SLOTS: u32 = 3;
 
     /// Time for `vcpus` vCPUs, with everything else as it is by default: stolen time where the host
-    /// can, counters with one offset where the host can, every event freezing, the host's sleep
-    /// watched.
+    /// can, neither live physical time nor paused time, counters with one offset where the host
+    /// can, every event freezing, the host's sleep watched.
     #[must_use]
     pub fn new(vcpus: usize, region: GuestAddress, first_slot: u32, kick_signal: i32) -> Self {
         Self {
@@ -62,35 +72,56 @@ impl VmTimeConfig {
             counters: CounterChoice::default(),
             stolen_time: StolenTimeChoice::default(),
             stolen_time_period: Duration::from_millis(100),
+            live_physical_time: None,
+            paused_time: false,
             policies: Policies::default(),
             negative_elapsed: NegativeElapsed::default(),
             watches_host_sleep: true,
         }
     }
 
-    pub(super) fn check(&self) -> Result<(), Error> {
+    pub(super) fn check(&self, host: &HostTime, native: Frequency) -> Result<(), Error> {
         let &Self { vcpus, region, .. } = self;
         if vcpus == 0 || vcpus > Self::MAX_VCPUS {
             return Err(Error::Vcpus { vcpus });
         }
-        if !region.raw_value().is_multiple_of(Self::REGION_BYTES) {
-            return Err(Error::Unaligned {
-                address: region.raw_value(),
-            });
+        let address = region.raw_value();
+        let fits = address.checked_add(Self::REGION_BYTES).is_some();
+        if !address.is_multiple_of(BLOCK_BYTES as u64) || !fits {
+            return Err(Error::Unaligned { address });
+        }
+        self.check_interfaces(host, native)
+    }
+
+    /// On is on, or an error.
+    fn check_interfaces(&self, host: &HostTime, native: Frequency) -> Result<(), Error> {
+        if let Some(pv) = self.live_physical_time {
+            available(
+                "live physical time",
+                "--live-physical-time",
+                host.live_physical_time(),
+            )?;
+            if !PV_FREQUENCY_HZ.contains(&pv.hz()) {
+                return Err(Error::PvFrequency { hz: pv.hz() });
+            }
+            LivePhysicalTime::between(native, pv).map_err(TimelineError::from)?;
+        }
+        if self.paused_time {
+            available("paused time", "--paused-time", host.paused_time())?;
         }
         Ok(())
     }
 }
 
-/// How the guest's counters are set.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CounterChoice {
-    /// By one VM-wide offset where KVM has it (Linux 6.4), else by registers.
-    #[default]
-    Auto,
-    /// By the virtual counter's register: the physical counter stays the host's, and what passes
-    /// between computing and setting is lost to the guest.
-    Registers,
+fn available(interface: &'static str, option: &'static str, support: Support) -> Result<(), Error> {
+    match support {
+        Support::Yes => Ok(()),
+        Support::No { reason } => Err(Error::Unavailable {
+            interface,
+            option,
+            reason,
+        }),
+    }
 }
 
 /// A VM's time could not be set up, changed or read.
@@ -102,8 +133,12 @@ pub enum Error {
         /// What was asked for.
         vcpus: usize,
     },
-    /// The region's address is not a multiple of 64 KiB.
-    #[error("the time region must start at a multiple of 64 KiB, not at {address:#x}")]
+    /// The region's address is not a multiple of 64 KiB, or has no room after it.
+    #[error(
+        "the time region must start at a multiple of 64 KiB with {} KiB after it, not at \
+         {address:#x}",
+        VmTimeConfig::REGION_BYTES >> 10
+    )]
     Unaligned {
         /// The address.
         address: u64,
@@ -114,6 +149,32 @@ pub enum Error {
     /// `StolenTimeChoice::On` where the host has none.
     #[error(transparent)]
     StolenTime(#[from] StolenTimeUnavailable),
+    /// Live physical time or paused time where the host lacks what it needs.
+    #[error(
+        "{interface} cannot be turned on: {reason}; run on a host that has it, or leave {option} \
+         off"
+    )]
+    Unavailable {
+        /// What was asked for.
+        interface: &'static str,
+        /// The option's name.
+        option: &'static str,
+        /// What is missing, from the probe.
+        reason: String,
+    },
+    /// A PV frequency that no guest can work with.
+    #[error(
+        "a PV counter of {hz} Hz is of no use to a guest; give --live-physical-time {} to {} Hz, \
+         such as 1000000000",
+        PV_FREQUENCY_HZ.start(), PV_FREQUENCY_HZ.end()
+    )]
+    PvFrequency {
+        /// What was asked for.
+        hz: u64,
+    },
+    /// The event behind paused time's interrupt could not be made.
+    #[error("cannot make the interrupt of paused time: {0}")]
+    Interrupt(io::Error),
     /// The signal cannot be used.
     #[error("signal {signal} cannot be used to interrupt vCPUs: {source}; choose another")]
     Signal {
@@ -260,6 +321,12 @@ pub enum Error {
          --stolen-time on"
     )]
     StolenTimeLost,
+    /// The guest knows of paused time and would find it gone.
+    #[error(
+        "the saved VM's guest is told of its pauses, and here it would not be; restore it with \
+         --paused-time on"
+    )]
+    PausedTimeLost,
     /// The saved time is of a VM of another shape.
     #[error(
         "the saved time has {actual} bytes, and that of a VM with {vcpus} vCPUs has {expected}"

@@ -10,6 +10,7 @@ use pvtime::host::timers::Translation;
 use pvtime::host::{CounterOffset, HostCount};
 
 use super::{Error, State, VmTime};
+use crate::record::TimersRecord;
 use crate::registers::TIMER_CNT;
 use crate::{counter, offset, timers};
 
@@ -23,8 +24,13 @@ impl VmTime {
                 hold_until(count);
                 Ok(())
             }
-            Action::PublishLivePhysicalTime(_) | Action::PublishPausedTime { .. } => {
-                unreachable!("the timeline was made without these interfaces")
+            Action::PublishLivePhysicalTime(value) => {
+                self.interfaces.publish_live(&value);
+                Ok(())
+            }
+            Action::PublishPausedTime { value, notify } => {
+                self.interfaces.publish_paused(&value, notify);
+                Ok(())
             }
         }
     }
@@ -50,11 +56,15 @@ impl VmTime {
             timers.asked = asked[index];
             let translated = translation.apply(&timers);
             timers::write(vcpu, &translated.timers)?;
-            io::Result::Ok(translated.timers.asked)
+            io::Result::Ok(translated)
         });
-        for ((index, bound), asked) in state.bound().zip(translated) {
-            bound.asked = asked.map_err(|source| Error::Registers { index, source })?;
+        let mut record = TimersRecord::default();
+        for ((index, bound), translated) in state.bound().zip(translated) {
+            let translated = translated.map_err(|source| Error::Registers { index, source })?;
+            bound.asked = translated.timers.asked;
+            record = record.with(&translated);
         }
+        state.translated = Some(record);
         Ok(())
     }
 

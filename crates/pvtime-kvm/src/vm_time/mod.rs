@@ -3,17 +3,20 @@
 mod account;
 mod config;
 mod execute;
+mod interfaces;
 mod lost;
 mod saved;
 mod vcpu;
 mod watch;
 
 pub use account::AccountError;
-pub use config::{CounterChoice, Error, VmTimeConfig};
+pub use config::{Error, VmTimeConfig};
+pub use interfaces::{LivePhysicalTimeSample, PausedTimeSample};
 pub use lost::LostTime;
 pub use vcpu::{RunningVcpu, VcpuTime};
 
 use account::VcpuAccount;
+use interfaces::Interfaces;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
@@ -22,16 +25,17 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::{VcpuFd, VmFd};
 use pvtime::host::Cause;
 use pvtime::host::ledger::Accounts;
-use pvtime::host::timeline::{Adjustment, Config, CounterScope, Event, Timeline};
+use pvtime::host::live::LiveState;
+use pvtime::host::timeline::{Config, CounterScope, Event, HostSample, Timeline};
 use pvtime::host::timers::Asked;
 use pvtime::scale::Frequency;
 use rustix::thread::Pid;
 use serde::Serialize;
 
 use crate::gate::Gate;
-use crate::record::{Record, Records};
+use crate::record::{Record, Records, TimersRecord};
 use crate::sleep::{BEAT, Lease};
-use crate::stolen_time::{Stolen, StolenTimeSample};
+use crate::stolen_time::{self, Stolen, StolenTimeSample};
 use crate::thread_stat::{self, HaltTime, run_delay_ns, run_ns};
 use crate::{HostTime, ReservedMemory, StolenTimeProvider, clock, counter};
 
@@ -47,7 +51,9 @@ pub struct VmTime {
     vm: Arc<VmFd>,
     gate: Arc<Gate<VcpuFd>>,
     frequency: Frequency,
+    counter_limits: Option<String>,
     stolen: Stolen,
+    interfaces: Interfaces,
     created_ns: u64,
     closed_for: Arc<ClosedFor>,
     watch: watch::Watch,
@@ -60,6 +66,8 @@ struct State {
     timeline: Timeline,
     stops: Stops,
     vcpus: Vec<Vcpu>,
+    /// What the step under way did to the timers.
+    translated: Option<TimersRecord>,
 }
 
 /// How far a vCPU has come.
@@ -86,23 +94,27 @@ impl VmTime {
     /// # Errors
     ///
     /// [`Error::Vcpus`], [`Error::Unaligned`], [`Error::NoFrequency`], [`Error::StolenTime`],
-    /// [`Error::Signal`], [`Error::Region`], [`Error::Filter`], [`Error::Publisher`],
-    /// [`Error::Watch`].
+    /// [`Error::Unavailable`], [`Error::PvFrequency`], [`Error::Timeline`] for live physical time
+    /// with a policy that advances, [`Error::Signal`], [`Error::Region`], [`Error::Filter`],
+    /// [`Error::Publisher`], [`Error::Interrupt`], [`Error::Watch`].
     pub fn new(vm: &Arc<VmFd>, host: &HostTime, config: VmTimeConfig) -> Result<Arc<Self>, Error> {
-        config.check()?;
+        let frequency = counter::frequency().ok_or(Error::NoFrequency)?;
+        config.check(host, frequency)?;
         let signal = config.kick_signal;
-        let counters = match config.counters {
-            CounterChoice::Auto if host.counter_offset.is_yes() => CounterScope::Both,
-            CounterChoice::Auto | CounterChoice::Registers => CounterScope::VirtualOnly,
-        };
+        let counters = config.counters.plan(host);
         let timeline = Timeline::new(Config {
             policies: config.policies,
             negative_elapsed: config.negative_elapsed,
-            counters,
+            counters: counters.scope,
+            live_physical_time: config.live_physical_time,
+            paused_time: config.paused_time,
             has_ecv: counter::has_ecv() == Some(true),
             ..Config::default()
         })?;
         let vcpus = (0..config.vcpus).map(|_| Vcpu::New).collect();
+        let stolen = Stolen::new(vm, config.stolen_time.provider(host)?, &config)?;
+        let interfaces = Interfaces::new(vm, &config)?;
+        interfaces.forward_calls(vm, stolen.provider())?;
         let lease = if config.watches_host_sleep {
             Lease::ended()
         } else {
@@ -112,8 +124,10 @@ impl VmTime {
         let time = Arc::new(Self {
             vm: Arc::clone(vm),
             gate: Arc::new(gate),
-            frequency: counter::frequency().ok_or(Error::NoFrequency)?,
-            stolen: Stolen::new(vm, config.stolen_time.provider(host)?, &config)?,
+            frequency,
+            counter_limits: counters.limits,
+            stolen,
+            interfaces,
             created_ns: clock::boottime_ns(),
             closed_for: Arc::default(),
             watch: watch::Watch::default(),
@@ -121,6 +135,7 @@ impl VmTime {
                 timeline,
                 stops: Stops::default(),
                 vcpus,
+                translated: None,
             }),
             records: Records::default(),
         });
@@ -136,7 +151,8 @@ impl VmTime {
     /// # Errors
     ///
     /// [`Error::NoSuchVcpu`], [`Error::AttachedTwice`], [`Error::Attach`], [`Error::Hide`],
-    /// [`Error::Accounts`].
+    /// [`Error::Accounts`], [`Error::Timeline`] for live physical time on a vCPU that can be a
+    /// hypervisor.
     pub fn attach(self: &Arc<Self>, vcpu: &VcpuFd, index: usize) -> Result<VcpuTime, Error> {
         let mut state = self.lock();
         let vcpus = state.vcpus.len();
@@ -147,8 +163,12 @@ impl VmTime {
         if !matches!(known, Vcpu::New) {
             return Err(Error::AttachedTwice { index });
         }
+        self.check_not_nested(vcpu)?;
         let halt = HaltTime::of(vcpu).map_err(|source| Error::Accounts { index, source })?;
         *known = Vcpu::Attached(halt);
+        if self.has_no_calls() {
+            stolen_time::hide(vcpu).map_err(|source| Error::Hide { index, source })?;
+        }
         self.stolen.attach(vcpu, index)?;
         Ok(VcpuTime::new(self, index))
     }
@@ -162,9 +182,7 @@ impl VmTime {
     pub fn start(&self) -> Result<(), Error> {
         let mut state = self.lock();
         self.check_threads(&state)?;
-        self.step(&mut state, Event::Start)?;
-        self.gate.open();
-        Ok(())
+        self.open_after(&mut state, Event::Start)
     }
 
     /// Takes every vCPU out of the guest and keeps it out. The guest's counter at the stop is taken
@@ -176,16 +194,17 @@ impl VmTime {
     /// out, [`Error::HeldUp`] after a sleep of the host. The VM runs on after an error, if it ran
     /// before.
     pub fn pause(&self, cause: Cause) -> Result<(), Error> {
-        let mut state = self.close_for(cause)?;
+        let (mut state, now) = self.close_for(cause)?;
         let ran = state.timeline.is_running();
         let paused = self
             .stolen
             .publish()
-            .and_then(|()| self.step(&mut state, Event::Pause(cause)));
+            .and_then(|()| self.step(&mut state, now, Event::Pause(cause)));
         if ran && paused.is_err() {
             self.gate.open();
         }
-        paused.map(drop)
+        self.keep(paused?);
+        Ok(())
     }
 
     /// Sets the counters of a stopped VM by its policy, and lets its vCPUs into the guest.
@@ -196,9 +215,11 @@ impl VmTime {
     /// setting the counters fails with. The VM is stopped still after an error.
     pub fn resume(&self) -> Result<(), Error> {
         let mut state = self.lock();
-        self.step(&mut state, Event::Resume)?;
-        self.gate.open();
-        Ok(())
+        if state.timeline.stop_cause().is_none() {
+            // It fails, and says why.
+            return self.step(&mut state, self.now(), Event::Resume).map(drop);
+        }
+        self.open_after(&mut state, Event::Resume)
     }
 
     /// Sends every vCPU thread away, for good: [`RunningVcpu::run`] returns `None`.
@@ -235,6 +256,24 @@ impl VmTime {
         self.lock().timeline.config().counters
     }
 
+    /// What the guest's counters cannot do on this host, and why, for the operator; `None` where
+    /// one offset is for all of them.
+    #[must_use]
+    pub fn counter_limits(&self) -> Option<&str> {
+        self.counter_limits.as_deref()
+    }
+
+    /// Whether the VM could go on at a host whose counter runs at `host`; to be asked before
+    /// anything is moved.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeline`], with both frequencies and the way out.
+    pub fn admits(&self, host: Frequency) -> Result<(), Error> {
+        let timeline = self.heard(&self.lock(), clock::sample(self.frequency))?;
+        Ok(timeline.admits(host)?)
+    }
+
     /// Whether the VM runs; not before it was started, and not while it is paused.
     #[must_use]
     pub fn is_running(&self) -> bool {
@@ -250,10 +289,11 @@ impl VmTime {
     /// What to reserve in the device tree.
     #[must_use]
     pub fn reserved_memory(&self) -> Vec<ReservedMemory> {
-        self.stolen
-            .structures()
-            .iter()
+        let stolen = self.stolen.structures();
+        stolen
             .map(|it| it.block().reserved("stolen-time"))
+            .into_iter()
+            .chain(self.interfaces.reserved())
             .collect()
     }
 
@@ -324,7 +364,7 @@ impl VmTime {
     ///
     /// [`Error::NoThread`] for a VM that was not started, [`Error::Close`] and [`Error::Accounts`].
     pub fn ledger(&self) -> Result<Vec<Accounts>, Error> {
-        let state = self.close_for(Cause::Operator)?;
+        let (state, _) = self.close_for(Cause::Operator)?;
         state.check_bound()?;
         if let Some(cause) = state.timeline.stop_cause() {
             return state.accounts(|account| account.up_to_now(cause));
@@ -338,18 +378,18 @@ impl VmTime {
 
     /// Takes every vCPU of a running VM out of the guest, for this cause, once its time is right: a
     /// sleep of the host that was not dealt with is for the watch. A VM that does not run is as it
-    /// was.
-    fn close_for(&self, cause: Cause) -> Result<MutexGuard<'_, State>, Error> {
+    /// was. The clocks are of the moment when the last was out.
+    fn close_for(&self, cause: Cause) -> Result<(MutexGuard<'_, State>, HostSample), Error> {
         let start = Instant::now();
         loop {
             let state = self.lock();
             if !state.timeline.is_running() {
-                return Ok(state);
+                return Ok((state, self.now()));
             }
             self.closed_for.set(cause);
-            self.gate.close(CLOSE_LIMIT)?;
+            let now = self.gate.close(CLOSE_LIMIT, || self.now())?;
             if !self.gate.lease().has_ended() {
-                return Ok(state);
+                return Ok((state, now));
             }
             // It stays closed to all without a lease.
             self.gate.open();
@@ -365,27 +405,60 @@ impl VmTime {
         }
     }
 
-    /// Steps the timeline and carries out what that leads to.
-    fn step(&self, state: &mut State, event: Event<'_>) -> Result<Option<Adjustment>, Error> {
-        let now = clock::sample(self.frequency);
-        let step = state.timeline.step(now, event)?;
+    /// Steps the timeline and lets the vCPUs into the guest at once.
+    fn open_after(&self, state: &mut State, event: Event<'_>) -> Result<(), Error> {
+        let opened = self.gate.open_after(|| self.step(state, self.now(), event));
+        self.keep(opened?);
+        Ok(())
+    }
+
+    /// Steps the timeline and carries out what that leads to. The record is to be kept when nothing
+    /// else is urgent.
+    fn step(
+        &self,
+        state: &mut State,
+        now: HostSample,
+        event: Event<'_>,
+    ) -> Result<Option<Record>, Error> {
+        let step = self.heard(state, now)?.step(now, event)?;
+        state.translated = None;
         for action in step.actions.iter() {
             self.carry_out(state, action)?;
         }
         state.timeline = step.timeline;
         let is_stopped = state.timeline.stop_cause().is_some();
         state.stops.enter(is_stopped, now.boottime_ns);
-        if let Some(adjustment) = step.adjustment {
-            self.records.push(Record::new(&adjustment, now.wall_ns));
+        Ok(step.adjustment.map(|adjustment| Record {
+            timers: state.translated,
+            ..Record::new(&adjustment, now.wall_ns)
+        }))
+    }
+
+    fn keep(&self, record: Option<Record>) {
+        if let Some(record) = record {
+            self.records.push(record);
         }
-        Ok(step.adjustment)
+    }
+
+    fn now(&self) -> HostSample {
+        clock::sample(self.frequency)
+    }
+
+    /// The timeline with what the guest's calls have said since the last step.
+    fn heard(&self, state: &State, now: HostSample) -> Result<Timeline, Error> {
+        let timeline = state.timeline;
+        let knows = timeline.live().is_none_or(LiveState::is_found);
+        if knows || !self.interfaces.is_live_found() {
+            return Ok(timeline);
+        }
+        Ok(timeline.step(now, Event::LivePhysicalTimeFound)?.timeline)
     }
 
     /// Returns when every vCPU has a thread that waits at the gate, which was not opened yet.
     fn check_threads(&self, state: &State) -> Result<(), Error> {
         state.check_bound()?;
         if !state.timeline.is_running() {
-            self.gate.close(CLOSE_LIMIT)?;
+            self.gate.close(CLOSE_LIMIT, || ())?;
         }
         Ok(())
     }

@@ -1,11 +1,11 @@
 //! A stopped VM's time as bytes, and back.
 
 use pvtime::host::Cause;
-use pvtime::host::saved::{SavedVcpu, SavedVm, Sequences};
+use pvtime::host::saved::{SavedVcpu, SavedVm};
 use pvtime::host::timeline::Event;
 
 use super::{Error, State, VmTime};
-use crate::{StolenTimeProvider, clock, timers};
+use crate::{StolenTimeProvider, timers};
 
 impl VmTime {
     /// Everything about a stopped VM's time: counters, timers, stolen time, ledgers. Guest memory
@@ -16,7 +16,11 @@ impl VmTime {
     /// [`Error::Timeline`] for a VM that is not stopped, [`Error::Registers`].
     pub fn save(&self) -> Result<Vec<u8>, Error> {
         let mut state = self.lock();
-        let mut bytes = state.timeline.save(Sequences::default())?.emit().to_vec();
+        let mut bytes = state
+            .timeline
+            .save(self.interfaces.sequences())?
+            .emit()
+            .to_vec();
         let timers = self.on_stopped(|_, vcpu| timers::read(vcpu));
         for ((index, bound), timers) in state.bound().zip(timers) {
             let mut timers = timers.map_err(|source| Error::Registers { index, source })?;
@@ -39,8 +43,9 @@ impl VmTime {
     ///
     /// # Errors
     ///
-    /// [`Error::Saved`], [`Error::SavedLength`], [`Error::NoThread`], [`Error::Timeline`] where
-    /// the VM cannot go on here, and what writing timers fails with.
+    /// [`Error::Saved`], [`Error::SavedLength`], [`Error::NoThread`], [`Error::StolenTimeLost`],
+    /// [`Error::PausedTimeLost`], [`Error::Timeline`] where the VM cannot go on here, and what
+    /// writing timers fails with.
     pub fn restore(&self, bytes: &[u8], cause: Cause) -> Result<(), Error> {
         let mut state = self.lock();
         self.check_threads(&state)?;
@@ -49,7 +54,12 @@ impl VmTime {
         if asked && self.stolen.provider() == StolenTimeProvider::Off {
             return Err(Error::StolenTimeLost);
         }
-        self.step(&mut state, Event::Restore { saved: &vm, cause })?;
+        if vm.paused_time.is_some() && !state.timeline.config().paused_time {
+            return Err(Error::PausedTimeLost);
+        }
+        let restored = self.step(&mut state, self.now(), Event::Restore { saved: &vm, cause });
+        self.keep(restored?);
+        self.interfaces.resume(vm.sequences);
         let written = vcpus.clone();
         self.on_vcpus(move |index, vcpu| timers::write(vcpu, &written[index].timers))?;
         self.restore_accounts(&mut state, &vm, &vcpus, cause)
@@ -62,7 +72,7 @@ impl VmTime {
         vcpus: &[SavedVcpu],
         cause: Cause,
     ) -> Result<(), Error> {
-        let now_ns = clock::sample(self.frequency).wall_ns;
+        let now_ns = self.now().wall_ns;
         let away_ns = now_ns.saturating_sub(vm.sample.wall_ns);
         self.closed_for.set(cause);
         for ((index, bound), saved) in state.bound().zip(vcpus) {

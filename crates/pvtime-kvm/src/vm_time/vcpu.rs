@@ -113,10 +113,11 @@ impl RunningVcpu {
         let index = self.index;
         let registers = |source| Error::Registers { index, source };
         let request = read_request(vcpu).map_err(registers)?;
-        let Answer { results, effect } = self.time.stolen.services(index).answer(request);
+        let Answer { results, effect } = self.time.services(index).answer(request);
         match effect {
             Some(Effect::RestartStolenTime) => self.time.stolen.restart(index)?,
-            Some(Effect::LivePhysicalTimeFound) | None => {}
+            Some(Effect::LivePhysicalTimeFound) => self.time.interfaces.set_live_found(),
+            None => {}
         }
         for (register, result) in results.into_iter().enumerate() {
             set(vcpu, x(register), result.0).map_err(registers)?;

@@ -39,7 +39,11 @@ impl Watch {
         let time = Arc::downgrade(time);
         let (stop, stopped) = channel::<Infallible>();
         let thread = Builder::new().name("host-sleep".into()).spawn(move || {
-            let mut watcher = Watcher { beats: 0, looked };
+            let mut watcher = Watcher {
+                beats: 0,
+                looked,
+                is_unsettled: false,
+            };
             while stopped.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
                 let Some(time) = Weak::upgrade(&time) else {
                     return;
@@ -78,11 +82,13 @@ struct Watcher {
     beats: u32,
     /// The clocks at the last look.
     looked: HostSample,
+    /// The gate is closed because the VM's time could not be set right.
+    is_unsettled: bool,
 }
 
 impl Watcher {
     fn beat(&mut self, time: &VmTime) {
-        let settled = if time.gate.lease().has_ended() {
+        let settled = if self.is_unsettled || time.gate.lease().has_ended() {
             self.settle(time, None)
         } else {
             time.gate.renew_lease();
@@ -104,7 +110,7 @@ impl Watcher {
         if !state.timeline.is_running() {
             return Ok(());
         }
-        match time.step(&mut state, Event::Observe) {
+        match time.step(&mut state, time.now(), Event::Observe) {
             Ok(_) => {
                 self.look(time, &state);
                 Ok(())
@@ -135,17 +141,19 @@ impl Watcher {
             return Ok(());
         }
         time.closed_for.set(Cause::HostSuspend);
-        time.gate.close(TURN)?;
-        let now = clock::sample(time.frequency);
+        let now = time.gate.close(TURN, || time.now())?;
         let silence = time.silence(&state);
         let evidence = known.or_else(|| silence.evidence(&state.timeline, &self.looked, &now));
-        if let Some(evidence) = evidence {
-            let most_ns = now.boottime_ns.saturating_sub(silence.since_ns);
-            // The gate stays closed after an error, until a later beat does it.
-            time.slept(&mut state, evidence, most_ns)?;
+        let most_ns = now.boottime_ns.saturating_sub(silence.since_ns);
+        // Nobody passes before the gate opens, and it does not after an error, until a later beat.
+        self.is_unsettled = true;
+        self.looked = now;
+        time.gate.renew_lease();
+        match evidence {
+            Some(evidence) => time.slept(&mut state, evidence, most_ns)?,
+            None => time.gate.open(),
         }
-        self.look(time, &state);
-        time.gate.open();
+        self.is_unsettled = false;
         Ok(())
     }
 }
@@ -163,18 +171,20 @@ impl VmTime {
         }
     }
 
-    /// Takes a sleep of the host out of the VM's time, all vCPUs being at the gate, and enters it in
-    /// the accounts.
+    /// Enters a sleep of the host in the accounts, all vCPUs being at the gate, takes it out of the
+    /// VM's time, and lets the vCPUs in.
     fn slept(&self, state: &mut State, evidence: Evidence, most_ns: u64) -> Result<(), Error> {
-        let adjustment = self.step(state, Event::Slept(evidence))?;
-        let gap = adjustment.and_then(|adjustment| adjustment.gap);
-        let Some(gap_ns) = gap.and_then(|gap| u64::try_from(gap.ns).ok()) else {
-            return Ok(());
-        };
-        state.stops.add(gap_ns);
-        for (_, bound) in state.bound() {
-            bound.account.slept(Cause::HostSuspend, most_ns);
+        for account in state.accounts_of_threads().flatten() {
+            account.slept(Cause::HostSuspend, most_ns);
         }
+        let event = Event::Slept(evidence);
+        let stepped = || self.step(state, self.now(), event);
+        let record = self.gate.open_after(stepped)?;
+        let gap = record.as_ref().and_then(|record| record.gap.as_ref());
+        if let Some(gap_ns) = gap.and_then(|gap| u64::try_from(gap.ns).ok()) {
+            state.stops.add(gap_ns);
+        }
+        self.keep(record);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use pvtime::host::Cause;
 use pvtime::host::timeline::{CounterScope, Policies, Policy};
 use pvtime_kvm::record::Record;
 use pvtime_kvm::registers::{PTIMER_CTL, PTIMER_CVAL, TIMER_CTL, TIMER_CVAL};
-use pvtime_kvm::{CounterChoice, Error, VmTime, VmTimeConfig, counter};
+use pvtime_kvm::{CounterChoice, Error, REGISTER_LIMITS, VmTime, VmTimeConfig, counter};
 
 /// Shows the virtual and the physical counter, again and again.
 const PROGRAM: [u32; 7] = [
@@ -227,6 +227,7 @@ fn t1_t2_both_counters_start_near_0_and_agree() {
     let before = counter::read();
     let reader = Reader::started(config(2, Policy::Freeze));
     assert_eq!(reader.time.counters(), CounterScope::Both);
+    assert_eq!(reader.time.counter_limits(), None);
     reader.wait(200);
     let record = reader.records().remove(0);
     assert_eq!((record.event.as_str(), record.after.guest), ("start", 0));
@@ -434,6 +435,8 @@ fn without_the_offset_the_virtual_counter_is_kept_and_the_physical_is_the_hosts(
     };
     let reader = Reader::started(config);
     assert_eq!(reader.time.counters(), CounterScope::VirtualOnly);
+    let limits = reader.time.counter_limits().unwrap_or_default();
+    assert!(limits.ends_with(REGISTER_LIMITS), "{limits:?}");
     reader.time.pause(Cause::Operator).unwrap();
     sleep(Duration::from_millis(300));
     reader.time.resume().unwrap();

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use kvm_bindings::{
     KVM_ARM_VCPU_PSCI_0_2, KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR,
-    KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, KVM_DEV_ARM_VGIC_GRP_NR_IRQS,
-    KVM_DEV_ARM_VGIC_LINE_LEVEL_INFO_SHIFT, KVM_VGIC_V3_ADDR_TYPE_DIST,
-    KVM_VGIC_V3_ADDR_TYPE_REDIST, VGIC_LEVEL_INFO_LINE_LEVEL, kvm_create_device, kvm_device_attr,
-    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_userspace_memory_region, kvm_vcpu_init,
+    KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO,
+    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_DEV_ARM_VGIC_LINE_LEVEL_INFO_SHIFT,
+    KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST, VGIC_LEVEL_INFO_LINE_LEVEL,
+    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+    kvm_userspace_memory_region, kvm_vcpu_init,
 };
 use kvm_ioctls::{DeviceFd, Kvm, VcpuFd, VmFd};
 use pvtime::host::timeline::{NegativeElapsed, Policies};
@@ -104,6 +105,8 @@ impl Machine {
             counters: CounterChoice::Auto,
             stolen_time: StolenTimeChoice::Off,
             stolen_time_period: PERIOD,
+            live_physical_time: None,
+            paused_time: false,
             policies: Policies::default(),
             negative_elapsed: NegativeElapsed::Refuse,
             watches_host_sleep: true,
@@ -138,6 +141,30 @@ pub fn line_levels(gic: &DeviceFd, vcpu: usize) -> u32 {
     // SAFETY: levels have 32 bits, as has what the address is of.
     unsafe { gic.get_device_attr(&mut attribute) }.unwrap();
     levels
+}
+
+/// A register of a stopped VM's distributor.
+pub fn distributor(gic: &DeviceFd, offset: u32) -> u32 {
+    let mut value = 0xa5a5_a5a5_u32;
+    let mut attribute = distributor_register(offset, (&raw mut value) as u64);
+    // SAFETY: registers of the distributor have 32 bits, as has what the address is of.
+    unsafe { gic.get_device_attr(&mut attribute) }.unwrap();
+    value
+}
+
+/// Writes a register of a stopped VM's distributor.
+pub fn set_distributor(gic: &DeviceFd, offset: u32, value: u32) {
+    gic.set_device_attr(&distributor_register(offset, (&raw const value) as u64))
+        .unwrap();
+}
+
+fn distributor_register(offset: u32, addr: u64) -> kvm_device_attr {
+    kvm_device_attr {
+        flags: 0,
+        group: KVM_DEV_ARM_VGIC_GRP_DIST_REGS,
+        attr: offset.into(),
+        addr,
+    }
 }
 
 /// The id of a general-purpose register; 32 is the program counter.

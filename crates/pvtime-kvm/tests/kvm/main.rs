@@ -3,8 +3,12 @@
 //! Runs on arm64 hosts with KVM; `cargo xtask test` runs it on an emulated one.
 #![cfg(target_arch = "aarch64")]
 
+mod caller;
 mod counters;
+mod live_physical_time;
 mod machine;
+mod paused_time;
+mod reporter;
 mod sleep;
 mod stolen_time;
 mod stopper;

@@ -6,31 +6,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
+use crate::caller::{Vcpu, caller};
 use crate::machine::{Machine, NOWHERE, PERIOD, RAM, REGION, set, x};
 use kvm_bindings::{KVM_ARM_VCPU_PVTIME_CTRL, KVM_ARM_VCPU_PVTIME_IPA, KVMIO, kvm_device_attr};
-use kvm_ioctls::{Error as KvmError, VcpuExit, VcpuFd};
+use kvm_ioctls::{Error as KvmError, VcpuExit};
 use pvtime::abi::smccc::{CallResult, FunctionId};
 use pvtime_kvm::{
-    Error, RunningVcpu, StolenTimeChoice, StolenTimeProvider, StolenTimeSample, VmTime,
-    VmTimeConfig,
+    Error, StolenTimeChoice, StolenTimeProvider, StolenTimeSample, VmTime, VmTimeConfig,
 };
 use rustix::thread::{CpuSet, sched_setaffinity};
 use vm_memory::GuestAddress;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
-/// Calls the hypervisor with x0 and x1 as they are, then shows the result.
-const PROGRAM: [u32; 3] = [
-    0xd400_0002, // hvc #0
-    0xf900_0260, // str x0, [x19]
-    0x1400_0000, // b .
-];
-
 const PV_TIME_ST: FunctionId = FunctionId(0xC500_0021);
-
-fn caller() -> Machine {
-    Machine::new(&PROGRAM)
-}
 
 fn time_at(
     machine: &Machine,
@@ -50,59 +39,7 @@ fn vm_time(machine: &Machine, vcpus: usize, stolen_time: StolenTimeChoice) -> Ar
     time_at(machine, vcpus, REGION, stolen_time).unwrap()
 }
 
-struct Vcpu {
-    fd: VcpuFd,
-    time: Option<RunningVcpu>,
-}
-
 impl Vcpu {
-    fn new(machine: &Machine, index: u64) -> Self {
-        Self {
-            fd: machine.vcpu(index),
-            time: None,
-        }
-    }
-
-    /// A vCPU of this thread with its time.
-    fn attached(machine: &Machine, time: &Arc<VmTime>, index: usize) -> Self {
-        let fd = machine.vcpu(index as u64);
-        let bound = time.attach(&fd, index).unwrap().bind_thread().unwrap();
-        Self {
-            fd,
-            time: Some(bound),
-        }
-    }
-
-    /// What the guest gets from a call.
-    fn call(&mut self, function: FunctionId, argument: u64) -> CallResult {
-        set(&self.fd, x(0), function.0.into());
-        set(&self.fd, x(1), argument);
-        set(&self.fd, x(19), NOWHERE);
-        set(&self.fd, x(32), RAM);
-        loop {
-            match self.fd.run().unwrap() {
-                VcpuExit::MmioWrite(NOWHERE, data) => {
-                    let result = CallResult(u64::from_le_bytes(data.try_into().unwrap()));
-                    self.finish_store();
-                    return result;
-                }
-                VcpuExit::Hypercall(_) => {
-                    let time = self.time.as_ref().expect("a call that is forwarded");
-                    time.hypercall(&self.fd).unwrap();
-                }
-                VcpuExit::Intr => {}
-                other => panic!("the guest left with {other:?}"),
-            }
-        }
-    }
-
-    /// KVM steps over the store when it is next entered, which must not be at another place.
-    fn finish_store(&mut self) {
-        self.fd.set_kvm_immediate_exit(1);
-        assert_eq!(self.fd.run().unwrap_err().errno(), EINTR);
-        self.fd.set_kvm_immediate_exit(0);
-    }
-
     /// What the guest's two probes of a call say: both yes, both no, or nothing sensible.
     fn discovers_stolen_time(&mut self) -> bool {
         let arch = self.call(
@@ -149,7 +86,6 @@ fn attribute(addr: u64) -> kvm_device_attr {
     }
 }
 
-const EINTR: i32 = 4;
 const EFAULT: i32 = 14;
 const EEXIST: i32 = 17;
 const EINVAL: i32 = 22;

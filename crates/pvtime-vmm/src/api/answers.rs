@@ -5,6 +5,8 @@ use pvtime_kvm::record::Record;
 use serde::{Deserialize, Serialize};
 use time_figure::Sample;
 
+pub use crate::generation::{Generation, GenerationId};
+
 /// `GET /`: what runs, as Firecracker describes an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
@@ -45,14 +47,45 @@ impl std::fmt::Display for VmState {
 pub struct Time {
     /// Rate of the host's counter, which is the guest's, in Hz.
     pub counter_frequency_hz: Option<u64>,
+    /// Why this host cannot offset all of the guest's counters, and what is lost; absent where it
+    /// can.
+    pub counter_limits: Option<String>,
     /// Who keeps stolen time: `kernel`, `user` or `off`.
     pub stolen_time: String,
+    /// What the VM has of live physical time; absent where it is off.
+    pub live_physical_time: Option<LivePhysicalTime>,
+    /// What the guest is told of its pauses; absent where it is not.
+    pub paused_time: Option<PausedTime>,
     /// Physical time since the VM's time was made in this VMM, in ns.
     pub elapsed_ns: u64,
     /// As much of it as the VM was paused for, in ns.
     pub paused_ns: u64,
+    /// Which generation of its VM this is.
+    pub generation: Generation,
     /// One for each vCPU, in order.
     pub vcpus: Vec<VcpuTime>,
+}
+
+/// Live physical time as the guest is offered it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LivePhysicalTime {
+    /// Guest physical address of the structure.
+    pub address: u64,
+    /// Rate of the PV counter, in Hz.
+    pub frequency_hz: u64,
+    /// Whether the guest asked for it, and so goes to hosts of other frequencies.
+    pub claimed: bool,
+}
+
+/// Paused time as the guest reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PausedTime {
+    /// Guest physical address of the structure.
+    pub address: u64,
+    /// Pauses so far.
+    pub events: u64,
+    /// Time of them that the guest's counters did not show, in ns.
+    pub paused_ns: u64,
 }
 
 /// What the host counted for one vCPU's thread.

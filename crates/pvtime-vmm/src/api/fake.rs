@@ -11,7 +11,10 @@ use pvtime_kvm::record::{GapRecord, ReadingRecord, Record, Records};
 use time_figure::Sample;
 
 use super::Vm;
-use super::answers::{Accounts, Ledger, PausedByCause, StolenTime, Time, VcpuTime, VmState};
+use super::answers::{
+    Accounts, Generation, GenerationId, Ledger, LivePhysicalTime, PausedByCause, PausedTime,
+    StolenTime, Time, VcpuTime, VmState,
+};
 
 /// A VM that has one vCPU, records what is done to it, and does nothing.
 #[derive(Clone, Default)]
@@ -92,6 +95,7 @@ pub fn record(event: &str) -> Record {
         before: reading,
         after: reading,
         live: None,
+        timers: None,
     }
 }
 
@@ -112,9 +116,24 @@ impl Vm for FakeVm {
         self.check()?;
         Ok(Time {
             counter_frequency_hz: Some(25_000_000),
+            counter_limits: None,
             stolen_time: "kernel".into(),
+            live_physical_time: Some(LivePhysicalTime {
+                address: 0xa01_0000,
+                frequency_hz: 1_000_000_000,
+                claimed: true,
+            }),
+            paused_time: Some(PausedTime {
+                address: 0xa02_0000,
+                events: 3,
+                paused_ns: 500_000_000,
+            }),
             elapsed_ns: 2_000_000_000,
             paused_ns: 500_000_000,
+            generation: Generation {
+                count: 2,
+                id: GenerationId([0xab; 16]),
+            },
             vcpus: vec![VcpuTime {
                 index: 0,
                 thread_id: Some(7),

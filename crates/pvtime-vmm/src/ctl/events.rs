@@ -153,11 +153,35 @@ fn line(record: &Record) -> String {
             .shown_ticks
             .map_or_else(|| "-".into(), |ticks| ticks.to_string()),
     );
-    if record.clamped {
-        line + "  clamped"
-    } else {
-        line
+    let clamped = if record.clamped { "  clamped" } else { "" };
+    line + clamped + &moved(record).unwrap_or_default()
+}
+
+/// What a change of the counter's frequency did.
+fn moved(record: &Record) -> Option<String> {
+    let Record {
+        before,
+        after,
+        live,
+        timers,
+        ..
+    } = record;
+    let live = live.as_ref()?;
+    if before.frequency_hz == after.frequency_hz {
+        return None;
     }
+    let timers = timers.unwrap_or_default();
+    let (lost, off) = (timers.unreachable, timers.lost_stream_bits);
+    let lost = (lost > 0).then(|| format!(", {lost} timers too far off for it"));
+    let off = (off != 0).then(|| format!(", event stream off by {off} bits"));
+    Some(format!(
+        "  {} to {} Hz, {} PV ticks from the ideal{}{}",
+        before.frequency_hz,
+        after.frequency_hz,
+        live.distance,
+        lost.unwrap_or_default(),
+        off.unwrap_or_default()
+    ))
 }
 
 fn gap(gap: Option<&GapRecord>) -> String {
@@ -176,6 +200,8 @@ fn error(gap: Option<&GapRecord>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pvtime_kvm::record::{LiveRecord, TimersRecord};
+
     use crate::api::fake::record;
 
     fn words(line: &str) -> Vec<&str> {
@@ -218,6 +244,27 @@ mod tests {
         resume.gap.as_mut().unwrap().error_ns = None;
         assert!(line(&resume).ends_with("0  clamped"));
         assert_eq!(words(&line(&resume))[6], "unbounded");
+    }
+
+    #[test]
+    fn a_change_of_frequency_says_how_near_it_came() {
+        let mut resume = record("resume");
+        resume.live = Some(LiveRecord {
+            pv_before: 2_000_000_000,
+            pv_after: 2_000_000_000,
+            distance: "-0.250000".into(),
+            hold_ticks: 0,
+        });
+        assert!(line(&resume).ends_with('0'), "nothing changed");
+        resume.after.frequency_hz = 100_000_000;
+        let end = "  25000000 to 100000000 Hz, -0.250000 PV ticks from the ideal";
+        assert!(line(&resume).ends_with(end), "{}", line(&resume));
+        resume.timers = Some(TimersRecord {
+            unreachable: 2,
+            lost_stream_bits: -3,
+        });
+        let end = format!("{end}, 2 timers too far off for it, event stream off by -3 bits");
+        assert!(line(&resume).ends_with(&end), "l13: {}", line(&resume));
     }
 
     #[test]

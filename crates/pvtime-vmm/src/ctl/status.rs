@@ -42,19 +42,35 @@ fn for_people(Status { instance, time }: &Status) -> String {
     for vcpu in &time.vcpus {
         vcpus.add_row(row(vcpu));
     }
+    let live = time.live_physical_time.map(|live| {
+        let asked = if live.claimed { "" } else { ", not asked for" };
+        format!("live physical time: {} Hz{asked}; ", live.frequency_hz)
+    });
+    let told = time.paused_time.map(|paused| {
+        let told_s = seconds(paused.paused_ns);
+        format!("paused time: {} pauses, {told_s} s; ", paused.events)
+    });
     let frequency = time
         .counter_frequency_hz
         .map_or_else(|| "not known".into(), |hz| format!("{hz} Hz"));
+    let limits = time.counter_limits.as_ref();
+    let limits = limits.map(|limits| format!("{limits}\n"));
     format!(
-        "{}: {}, {} s old, paused for {} s of them; stolen time: {}; counter: {frequency}; {} {}\n\
-         {vcpus}",
+        "{}: {}, {} s old, paused for {} s of them; stolen time: {}; {}{}counter: {frequency}; \
+         generation {}, {}; {} {}\n\
+         {}{vcpus}",
         instance.id,
         instance.state,
         seconds(time.elapsed_ns),
         seconds(time.paused_ns),
         time.stolen_time,
+        live.unwrap_or_default(),
+        told.unwrap_or_default(),
+        time.generation.count,
+        time.generation.id,
         instance.app_name,
         instance.vmm_version,
+        limits.unwrap_or_default(),
     )
 }
 
@@ -118,11 +134,39 @@ mod tests {
         assert_eq!(
             text.lines().next().unwrap(),
             "web: running, 2.000 s old, paused for 0.500 s of them; stolen time: kernel; \
-             counter: 25000000 Hz; pvtime 0.1.0"
+              live physical time: 1000000000 Hz; paused time: 3 pauses, 0.500 s; counter: 25000000 \
+              Hz; generation 2, abababababababababababababababab; pvtime 0.1.0"
         );
         assert_eq!(lines[2], ["0", "7", "1.500", "0.002", "0.003", "0xa000000"]);
         assert_eq!(lines[3][4..], ["not", "asked", "for", "0xa000000"]);
         assert_eq!(lines[4], ["0", "none", "1.500", "0.002", "off"]);
+    }
+
+    #[test]
+    fn what_the_counters_cannot_do_is_told() {
+        let mut status = status();
+        status.time.counter_limits = Some("too old: no physical counter".into());
+        let text = for_people(&status);
+        assert_eq!(text.lines().nth(1), Some("too old: no physical counter"));
+    }
+
+    #[test]
+    fn what_is_off_is_left_out_and_what_is_not_used_is_told() {
+        let mut status = status();
+        let live = status.time.live_physical_time.as_mut().unwrap();
+        live.claimed = false;
+        let text = for_people(&status);
+        assert!(
+            text.contains("live physical time: 1000000000 Hz, not asked for;"),
+            "l15: {text}"
+        );
+        status.time.live_physical_time = None;
+        status.time.paused_time = None;
+        let text = for_people(&status);
+        assert!(
+            text.contains("stolen time: kernel; counter: 25000000 Hz;"),
+            "{text}"
+        );
     }
 
     #[test]

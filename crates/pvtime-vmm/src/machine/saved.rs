@@ -6,8 +6,9 @@ use std::sync::PoisonError;
 use anyhow::{Context, Result, bail};
 use kvm_bindings::kvm_vcpu_init;
 use kvm_ioctls::VcpuFd;
+use pvtime::host::timeline::TimelineError;
 use pvtime::scale::Frequency;
-use pvtime_kvm::{VcpuTime, counter};
+use pvtime_kvm::{SavedTime, VcpuTime, counter};
 
 use super::{Host, Machine, MachineConfig, Port, guest_memory};
 use crate::snapshot::{self, Contents, Loaded, Progress, Snapshot};
@@ -29,7 +30,7 @@ impl Machine {
             machine: &machine,
             time: &time,
             memory: &self.memory,
-            counter_frequency_hz: frequency_hz()?,
+            counter_frequency_hz: frequency()?.hz(),
         };
         Ok(snapshot::save(directory, &contents, progress)?)
     }
@@ -49,11 +50,17 @@ impl Machine {
         snapshot: Snapshot,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Self, Vec<u8>)> {
-        snapshot.require_frequency(frequency_hz()?)?;
+        snapshot.check_host(frequency()?)?;
         let host = Host::open(&config)?;
         let memory = guest_memory(config.memory_mib)?;
-        let Loaded { machine, time } = snapshot.load(&memory, progress)?;
-        Ok((Self::assemble(&host, config, memory, Some(&machine))?, time))
+        let Loaded {
+            machine: state,
+            time,
+        } = snapshot.load(&memory, progress)?;
+        let generation = state.generation.next()?;
+        let machine = Self::assemble(&host, config, memory, generation, Some(&state))?;
+        machine.announce_generation()?;
+        Ok((machine, time))
     }
 
     /// All but memory and time.
@@ -71,6 +78,7 @@ impl Machine {
             vcpus: vcpus.collect::<Result<_>>()?,
             gic: GicState::save(&self.gic, &self.affinities)?,
             devices: self.devices(),
+            generation: self.generation,
         })
     }
 
@@ -85,6 +93,24 @@ impl Machine {
             serial: port(&self.serial),
             rtc: rtc.state(),
         }
+    }
+}
+
+impl MachineConfig {
+    /// Refuses options that a saved VM cannot go on with.
+    ///
+    /// # Errors
+    ///
+    /// Another PV frequency than it was saved with, and no paused time where its guest has it.
+    pub fn check_saved(&self, time: &SavedTime) -> Result<()> {
+        let (saved, configured) = (time.live_physical_time(), self.live_physical_time);
+        if saved != configured {
+            bail!(TimelineError::PvFrequencyDiffers { saved, configured });
+        }
+        if time.has_paused_time() && !self.paused_time {
+            bail!(pvtime_kvm::Error::PausedTimeLost);
+        }
+        Ok(())
     }
 }
 
@@ -103,7 +129,6 @@ pub(super) fn restore_vcpus(
     Ok(())
 }
 
-fn frequency_hz() -> Result<u64> {
-    let frequency = counter::frequency().map(Frequency::hz);
-    frequency.context("this host's counter has no frequency")
+fn frequency() -> Result<Frequency> {
+    counter::frequency().context("this host's counter has no frequency")
 }

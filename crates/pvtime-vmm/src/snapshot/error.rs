@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use pvtime::host::timeline::TimelineError;
+
 /// A snapshot could not be written. There is none then, unless it is only its entry in the folder
 /// above that may not have reached the disk.
 #[derive(Debug, thiserror::Error)]
@@ -124,17 +126,12 @@ pub enum OpenError {
         here: &'static str,
     },
     /// Its host's counter ran at another rate.
-    #[error(
-        "{path} was saved where the counter runs at {saved_hz} Hz, and here it runs at {here_hz} \
-         Hz: the guest's clocks would be wrong by that; restore it on a host of {saved_hz} Hz"
-    )]
+    #[error("{path} cannot go on here: {source}")]
     Frequency {
         /// The directory.
         path: PathBuf,
-        /// Where it was saved.
-        saved_hz: u64,
-        /// Of this host.
-        here_hz: u64,
+        /// With both frequencies.
+        source: TimelineError,
     },
     /// Its checksums are right and it makes no sense.
     #[error("{path} makes no sense: {reason}; it was written so, take another")]

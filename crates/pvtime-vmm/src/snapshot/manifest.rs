@@ -176,7 +176,7 @@ mod tests {
         let error = Manifest::parse(Path::new("dir"), &manifest(FORMAT + 1).emit()).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "dir has format 2, written by pvtime 1.2.3; this version reads up to format 1: restore \
+            "dir has format 3, written by pvtime 1.2.3; this version reads up to format 2: restore \
              it with that version or a newer one"
         );
     }

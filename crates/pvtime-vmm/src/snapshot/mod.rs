@@ -45,8 +45,8 @@ pub struct Progress {
     pub total_bytes: u64,
 }
 
-/// The format that this version writes, and the newest that it reads.
-const FORMAT: u32 = 1;
+/// The format that this version writes, and the newest that it reads. Format 1 has no generation.
+const FORMAT: u32 = 2;
 
 /// The files of a snapshot.
 const MANIFEST_FILE: &str = "snapshot.json";

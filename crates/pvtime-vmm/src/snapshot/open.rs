@@ -5,6 +5,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use pvtime::scale::Frequency;
+use pvtime_kvm::SavedTime;
 use rustix::fs::{OFlags, SeekFrom, seek};
 use serde::de::DeserializeOwned;
 use vm_memory::{Bytes, GuestMemoryMmap};
@@ -78,20 +80,29 @@ impl Snapshot {
         &self.facts
     }
 
-    /// Refuses a host whose counter has another rate, where nothing makes up for that.
+    /// What its time says before a machine is made.
     ///
     /// # Errors
     ///
-    /// [`OpenError::Frequency`].
-    pub fn require_frequency(&self, here_hz: u64) -> Result<(), OpenError> {
-        let saved_hz = self.facts.counter_frequency_hz;
-        if saved_hz == here_hz {
-            return Ok(());
-        }
-        Err(OpenError::Frequency {
+    /// [`OpenError::Content`] for time that this version does not read.
+    pub fn time(&self) -> Result<SavedTime, OpenError> {
+        SavedTime::parse(&self.time).map_err(|error| OpenError::Content {
+            path: self.directory.join(TIME_FILE),
+            reason: error.to_string(),
+        })
+    }
+
+    /// Refuses a host whose counter has another rate, where the guest has no live physical time
+    /// that makes up for it.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Frequency`], [`OpenError::Content`].
+    pub fn check_host(&self, here: Frequency) -> Result<(), OpenError> {
+        let admitted = self.time()?.admits(here);
+        admitted.map_err(|source| OpenError::Frequency {
             path: self.directory.clone(),
-            saved_hz,
-            here_hz,
+            source,
         })
     }
 

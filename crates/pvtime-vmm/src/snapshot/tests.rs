@@ -8,6 +8,10 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use failing_disk::{End, FailingDisk};
+use pvtime::host::saved::Sequences;
+use pvtime::host::timeline::{Config, Event, HostSample, Timeline, WallStandard};
+use pvtime::host::{Cause, HostCount};
+use pvtime::scale::Frequency;
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_superio::{RtcState, SerialState};
@@ -17,6 +21,7 @@ use super::manifest::{Manifest, Section};
 use super::memory::CHUNK_BYTES;
 use super::save::save_on;
 use super::*;
+use crate::generation::{Generation, GenerationId};
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
 use crate::state::gic::{GicCpuState, GicState, Interface, Interrupts};
@@ -119,6 +124,10 @@ fn machine() -> MachineState {
             },
             serial: SerialState::default(),
             rtc: RtcState::default(),
+        },
+        generation: Generation {
+            count: 7,
+            id: GenerationId([0x5a; 16]),
         },
     }
 }
@@ -424,20 +433,121 @@ fn another_architecture_and_another_format_are_refused() {
     assert!(matches!(error, OpenError::Newer { .. }), "{error}");
 }
 
+/// The time of a VM that stopped on a host of [`FREQUENCY_HZ`] after a second.
+fn saved_time(live_physical_time: Option<Frequency>, asked_for: bool) -> Vec<u8> {
+    let at = |s: u64| HostSample {
+        counter: HostCount(s * FREQUENCY_HZ),
+        frequency: Frequency::from_hz(FREQUENCY_HZ).unwrap(),
+        wall_ns: s * 1_000_000_000,
+        wall_standard: WallStandard::Realtime,
+        wall_error_ns: 0,
+        boottime_ns: s * 1_000_000_000,
+        monotonic_ns: s * 1_000_000_000,
+        monotonic_raw_ns: s * 1_000_000_000,
+        span_ns: 0,
+    };
+    let config = Config {
+        live_physical_time,
+        ..Config::default()
+    };
+    let events = [
+        Some(Event::Start),
+        asked_for.then_some(Event::LivePhysicalTimeFound),
+        Some(Event::Pause(Cause::Snapshot)),
+    ];
+    let vm = (1..)
+        .zip(events.into_iter().flatten())
+        .fold(Timeline::new(config).unwrap(), |vm, (s, event)| {
+            vm.step(at(s), event).unwrap().timeline
+        });
+    vm.save(Sequences::default()).unwrap().emit().to_vec()
+}
+
 #[test]
-fn t13_another_frequency_is_refused_with_both() {
+fn a_snapshot_of_format_1_has_no_generation() {
     let saved = Saved::new();
-    let snapshot = open(&saved.path()).unwrap();
-    snapshot.require_frequency(FREQUENCY_HZ).unwrap();
-    let error = snapshot.require_frequency(31_250_000).unwrap_err();
-    let error = error.to_string();
+    let mut machine = serde_json::to_value(machine()).unwrap();
+    machine.as_object_mut().unwrap().remove("generation");
+    let machine = serde_json::to_vec(&machine).unwrap();
+    fs::write(saved.file(MACHINE_FILE), &machine).unwrap();
+    saved.rewrite(|manifest| {
+        manifest.format = 1;
+        manifest.machine = Section::of(&machine);
+    });
+    let loaded = open(&saved.path()).unwrap().load(&zeros(), &mut |_| ());
+    assert_eq!(loaded.unwrap().machine.generation, Generation::default());
+}
+
+#[test]
+fn a_generation_that_is_too_short_is_refused() {
+    let saved = Saved::new();
+    let machine = serde_json::to_string(&machine()).unwrap();
+    let machine = machine.replace("5a5a5a5a", "5a5a5a").into_bytes();
+    fs::write(saved.file(MACHINE_FILE), &machine).unwrap();
+    saved.rewrite(|manifest| manifest.machine = Section::of(&machine));
+    let error = saved.refused();
     assert!(
-        error.ends_with(
-            "was saved where the counter runs at 25000000 Hz, and here it runs at 31250000 Hz: the \
-             guest's clocks would be wrong by that; restore it on a host of 25000000 Hz"
-        ),
+        matches!(&error, OpenError::Content { path, .. } if *path == saved.file(MACHINE_FILE)),
         "{error}"
     );
+}
+
+#[test]
+fn t13_l15_another_frequency_is_refused_without_live_physical_time() {
+    let saved = Saved::new();
+    let (memory, machine) = (memory(), machine());
+    let pv = Frequency::from_hz(1_000_000_000).unwrap();
+    let (here, there) = (
+        Frequency::from_hz(FREQUENCY_HZ).unwrap(),
+        Frequency::from_hz(31_250_000).unwrap(),
+    );
+    for (name, live, asked_for, refusal) in [
+        (
+            "linux",
+            None,
+            false,
+            Some("choose a host of the same frequency, or start the VM with live physical time"),
+        ),
+        (
+            "unaware",
+            Some(pv),
+            false,
+            Some(
+                "its guest did not ask for live physical time; choose a host of the same frequency",
+            ),
+        ),
+        ("aware", Some(pv), true, None),
+    ] {
+        let path = saved.folder.path().join(name);
+        let contents = Contents {
+            machine: &machine,
+            time: &saved_time(live, asked_for),
+            memory: &memory,
+            counter_frequency_hz: FREQUENCY_HZ,
+        };
+        save(&path, &contents, &mut |_| ()).unwrap();
+        let snapshot = open(&path).unwrap();
+        assert_eq!(snapshot.time().unwrap().live_physical_time(), live, "l1");
+        snapshot.check_host(here).unwrap();
+        let error = snapshot.check_host(there).err();
+        let error = error.map(|error| error.to_string());
+        let expected = refusal.map(|refusal| {
+            format!(
+                "{} cannot go on here: the VM's counter runs at 25000000 Hz and this host's at \
+                 31250000 Hz: {refusal}",
+                path.display()
+            )
+        });
+        assert_eq!(error, expected);
+    }
+}
+
+#[test]
+fn time_that_is_none_is_told() {
+    let saved = Saved::new();
+    let error = open(&saved.path()).unwrap().time().unwrap_err();
+    assert!(matches!(error, OpenError::Content { .. }), "{error}");
+    assert!(error.to_string().contains(TIME_FILE), "{error}");
 }
 
 #[test]

@@ -19,9 +19,12 @@
 //!    interrupts to the host's and from then on drops their active state;
 //! 3. the devices, which raise their interrupts again: the one that was on its way when the state
 //!    was saved would be lost otherwise, and one too many does no harm;
-//! 4. time.
+//! 4. the generation: the page first, then its interrupt;
+//! 5. time.
 
 use serde::{Deserialize, Serialize};
+
+use crate::generation::Generation;
 
 pub mod devices;
 pub mod gic;
@@ -42,4 +45,7 @@ pub struct MachineState {
     pub gic: GicState,
     /// Serial ports and clock.
     pub devices: DeviceStates,
+    /// Which generation of its VM the machine is; all zero in a snapshot of format 1.
+    #[serde(default)]
+    pub generation: Generation,
 }

@@ -12,6 +12,7 @@ use std::fs;
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_STOPPED};
 use machine::{AFFINITIES, Exit, INTERRUPTS, Machine, Saved};
 use pvtime_kvm::registers::{PTIMER_CTL, PTIMER_CVAL, TIMER_CNT, is_time_register};
+use pvtime_vmm::generation::Generation;
 use pvtime_vmm::snapshot::{self, Contents};
 use pvtime_vmm::state::MachineState;
 use pvtime_vmm::state::devices::DeviceStates;
@@ -97,6 +98,7 @@ fn a_guest_goes_on_from_a_snapshot() {
                 vcpus,
                 gic,
                 devices,
+                generation: Generation::default(),
             },
             time: b"none",
             memory: &machine.memory,

@@ -7,7 +7,7 @@ use super::layout::{
 use super::{Record, SavedError};
 use crate::abi::paused_time::{self, Pause, PausedTime};
 use crate::host::live::{LiveError, LiveParts, LiveState};
-use crate::host::timeline::{CounterScope, HostSample, WallStandard};
+use crate::host::timeline::{self, CounterScope, HostSample, TimelineError, WallStandard};
 use crate::host::{Cause, GuestCount, HostCount, PausedNs};
 use crate::scale::{Frequency, LiveTime};
 use core::mem::size_of;
@@ -63,6 +63,16 @@ impl SavedVm {
         let saved = Self::from_layout(&layout)?;
         saved.check()?;
         Ok(saved)
+    }
+
+    /// Whether the VM could go on at a host whose counter runs at `host`: as
+    /// [`Timeline::admits`](crate::host::timeline::Timeline::admits), before there is a timeline.
+    ///
+    /// # Errors
+    ///
+    /// [`TimelineError::FrequencyDiffers`], and a rate that the structure cannot hold.
+    pub fn admits(&self, host: Frequency) -> Result<(), TimelineError> {
+        timeline::admits(self.sample.frequency, self.live, host)
     }
 
     /// Live physical time, checked against the rest.

@@ -69,7 +69,8 @@ pub enum TimelineError {
     },
     /// The saved state's PV frequency is not the configured one.
     #[error(
-        "the VM was saved {} and would be restored {}: the PV frequency is for the VM's life",
+        "the VM was saved {} and would be restored {}: the PV frequency is for the VM's life; \
+         restore it as it was saved",
         DisplayPv(*.saved), DisplayPv(*.configured)
     )]
     PvFrequencyDiffers {
@@ -236,7 +237,8 @@ mod tests {
                     configured: None,
                 },
                 "the VM was saved with live physical time at 24 Hz and would be restored without \
-                 live physical time: the PV frequency is for the VM's life",
+                 live physical time: the PV frequency is for the VM's life; restore it as it was \
+                 saved",
             ),
             (
                 TimelineError::ScopeDiffers {

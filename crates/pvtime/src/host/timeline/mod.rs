@@ -90,7 +90,7 @@ pub use record::{
 };
 pub use sample::{HostSample, WallStandard};
 
-use super::live::LiveState;
+use super::live::{LiveParts, LiveState};
 use super::saved::{SavedVm, Sequences};
 use super::{Cause, CounterOffset, GuestCount, PausedNs};
 use crate::abi::live_physical_time::LivePhysicalTime;
@@ -251,20 +251,7 @@ impl Timeline {
             Phase::Running { last, .. } => last.frequency,
             Phase::Stopped(stop) => stop.sample.frequency,
         };
-        if vm == host {
-            return Ok(());
-        }
-        match self.live {
-            Some(live) if live.is_found() => {
-                LivePhysicalTime::between(host, live.pv())?;
-                Ok(())
-            }
-            live => Err(TimelineError::FrequencyDiffers {
-                vm,
-                host,
-                has_live: live.is_some(),
-            }),
-        }
+        admits(vm, self.live.map(|live| live.parts()), host)
     }
 
     /// Nanoseconds that the host slept since the last sample of a running VM: time to stop its
@@ -399,6 +386,28 @@ impl Timeline {
             };
         }
         Ok(())
+    }
+}
+
+/// Whether a VM goes from a host of one frequency to one of another.
+pub(super) fn admits(
+    vm: Frequency,
+    live: Option<LiveParts>,
+    host: Frequency,
+) -> Result<(), TimelineError> {
+    if vm == host {
+        return Ok(());
+    }
+    match live {
+        Some(live) if live.found => {
+            LivePhysicalTime::between(host, live.pv)?;
+            Ok(())
+        }
+        live => Err(TimelineError::FrequencyDiffers {
+            vm,
+            host,
+            has_live: live.is_some(),
+        }),
     }
 }
 

@@ -1,0 +1,16 @@
+//! What became of a pattern in memory.
+
+use serde::{Deserialize, Serialize};
+
+/// What became of the pattern that memory was filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Pages that were filled and compared.
+    pub pages: u64,
+    /// Changes since they were filled.
+    pub changes: u64,
+    /// Pages that are not as they were last written.
+    pub damaged: u64,
+    /// Guest physical address of the first of them.
+    pub first_damaged: Option<u64>,
+}
