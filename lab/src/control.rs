@@ -72,6 +72,8 @@ pub struct Accounts {
 pub struct Paused {
     /// `pvtime ctl pause`.
     pub operator_ns: u64,
+    /// A sleep of the host, or a stall.
+    pub host_suspend_ns: u64,
 }
 
 impl Guest {
@@ -91,11 +93,31 @@ impl Guest {
         self.change_state(host, "resume")
     }
 
+    /// Announces a sleep of the host, which stops the guest, and returns the record.
+    ///
+    /// # Errors
+    /// As [`Self::pause`].
+    pub fn prepare_sleep(&self, host: &mut Host) -> Result<Adjustment> {
+        self.change(host, "prepare-sleep", "pause")
+    }
+
+    /// Announces that it is over, which lets the guest go on, and returns the record.
+    ///
+    /// # Errors
+    /// As [`Self::pause`].
+    pub fn finish_sleep(&self, host: &mut Host) -> Result<Adjustment> {
+        self.change(host, "finish-sleep", "resume")
+    }
+
     fn change_state(&self, host: &mut Host, change: &str) -> Result<Adjustment> {
-        let said = self.ctl(host, &[change, "--json"])?;
+        self.change(host, change, change)
+    }
+
+    fn change(&self, host: &mut Host, command: &str, event: &str) -> Result<Adjustment> {
+        let said = self.ctl(host, &[command, "--json"])?;
         let adjustment: Adjustment = understand(&said)?;
-        if adjustment.event != change {
-            bail!("{change} was recorded as {:?}", adjustment.event);
+        if adjustment.event != event {
+            bail!("{command} was recorded as {:?}", adjustment.event);
         }
         Ok(adjustment)
     }

@@ -4,7 +4,7 @@ use crate::host::{CALL_LIMIT, Host};
 use anyhow::{Context, Result};
 use lab_agent::frame::PAYLOAD_MAX;
 use lab_agent::message::{
-    ChildId, Exit, Found, Mapping, Process, Request, Spawn, Spawned, Threads,
+    ChildId, Exit, Found, Mapping, Process, Request, Spawn, Spawned, Stopped, Threads,
 };
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
@@ -214,6 +214,24 @@ impl Host {
             &[],
             CALL_LIMIT,
         )
+    }
+
+    /// Has the host sleep for so many seconds of its RTC, of which the first is shorter.
+    ///
+    /// # Errors
+    /// When it is not the lab's own, and as [`Self::make_dirs`].
+    pub fn sleep(&mut self, seconds: u32) -> Result<Stopped> {
+        let limit = CALL_LIMIT + Duration::from_secs(seconds.into());
+        self.call(&Request::Sleep { seconds }, &[], limit)
+    }
+
+    /// Stops all threads of a process for a while, through the cgroup freezer.
+    ///
+    /// # Errors
+    /// When there is no such process, and as [`Self::make_dirs`].
+    pub fn freeze(&mut self, pid: u32, length: Duration) -> Result<Stopped> {
+        let ms = u64::try_from(length.as_millis())?;
+        self.call(&Request::Freeze { pid, ms }, &[], CALL_LIMIT + length)
     }
 
     /// Runs a command to its end: how it ended, what it printed, and what it said on standard error.

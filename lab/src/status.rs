@@ -7,6 +7,8 @@ use serde::Deserialize;
 pub struct Status {
     /// Physical time since the start.
     pub elapsed_ns: u64,
+    /// As much of it as the VM was stopped for.
+    pub paused_ns: u64,
     /// Which generation of its VM it is.
     pub generation: Generation,
     /// One for each vCPU.

@@ -1,8 +1,10 @@
 //! The gate that every vCPU thread passes before it enters the guest.
 //!
-//! While the gate is open, passing costs one atomic load. Closing it takes every thread out of the
-//! guest and holds it at the gate; then no guest instruction runs, and each thread can be given
-//! work to do on its vCPU, because KVM wants a vCPU's ioctls from the thread that runs it.
+//! While the gate is open, passing costs one atomic load, and a look at the clock for the
+//! [lease](crate::sleep) that keeps threads out of the guest after the host slept. Closing it takes
+//! every thread out of the guest and holds it at the gate; then no guest instruction runs, and each
+//! thread can be given work to do on its vCPU, because KVM wants a vCPU's ioctls from the thread
+//! that runs it.
 //!
 //! ```text
 //! closed --open--> open --close--> closed --open: every member ready--> open
@@ -32,6 +34,7 @@ use libc::c_int;
 use rustix::thread::Pid;
 
 use crate::kick;
+use crate::sleep::Lease;
 
 /// How often a waiting thread lets others run and looks again before it sleeps: some tens of
 /// microseconds, for which a wake-up would be longer than the wait.
@@ -45,6 +48,8 @@ type Job<C> = Box<dyn FnOnce(&mut C) + Send>;
 pub struct Gate<C> {
     /// Whether `State::position` is anything but `Open`, for the way past the gate.
     barred: AtomicBool,
+    /// Until when threads may pass while it is open.
+    lease: Lease,
     state: Mutex<State<C>>,
     /// Counts the changes of `state`, for those who look instead of sleeping.
     changes: AtomicU32,
@@ -139,15 +144,17 @@ impl ImmediateExit for VcpuFd {
 }
 
 impl<C> Gate<C> {
-    /// A closed gate. `signal` becomes the process's signal for taking threads out of `KVM_RUN`.
+    /// A closed gate, with a lease for when it is open. `signal` becomes the process's signal for
+    /// taking threads out of `KVM_RUN`.
     ///
     /// # Errors
     ///
     /// What the kernel says of a signal that cannot be handled.
-    pub fn new(signal: c_int) -> io::Result<Self> {
+    pub fn new(signal: c_int, lease: Lease) -> io::Result<Self> {
         kick::install(signal)?;
         Ok(Self {
             barred: AtomicBool::new(true),
+            lease,
             state: Mutex::new(State {
                 position: Position::Closed,
                 members: Vec::new(),
@@ -160,7 +167,22 @@ impl<C> Gate<C> {
 
     /// Whether a thread may go on into the guest; to be asked after its flag was armed.
     fn is_open(&self) -> bool {
-        !self.barred.load(Ordering::SeqCst)
+        !self.barred.load(Ordering::SeqCst) && !self.lease.has_ended()
+    }
+
+    /// Until when threads may pass.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Renews the lease, and lets those pass who waited for it.
+    pub fn renew_lease(&self) {
+        self.lease.renew();
+        // Whoever looked at the lease before that holds the lock until it waits.
+        let state = self.lock();
+        if state.is_any(Place::Waiting) {
+            self.notify();
+        }
     }
 
     /// Closes the gate, if it is open, does `at_stop` the moment that every member is out of the

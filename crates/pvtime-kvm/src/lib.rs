@@ -33,6 +33,7 @@ pub mod record;
 pub mod registers;
 mod reserved_memory;
 mod saved_time;
+pub mod sleep;
 mod stolen_time;
 pub mod thread_stat;
 

@@ -304,6 +304,18 @@ impl ThreadAccounts {
         Ok(self.at(self.read()?))
     }
 
+    /// Time in which the thread ran, waited for a CPU, or had its vCPU halted, in ns since it
+    /// began: its guest ran in no other time. For a thread that waits outside the guest, or for a
+    /// bound that may be too low by what is under way.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub fn busy_ns(&self) -> Result<u64, Error> {
+        let now = self.read()?;
+        Ok(now.run_ns + now.run_delay_ns + now.halt_ns)
+    }
+
     fn at(&self, now: Raw) -> ThreadSample {
         ThreadSample {
             physical_ns: now.physical_ns,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::styling::Styles;
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
-use pvtime::host::timeline::Policy;
+use pvtime::host::timeline::{Policy, StallPolicy};
 use pvtime::scale::Frequency;
 use pvtime_kvm::{PV_FREQUENCY_HZ, SavedTime, StolenTimeChoice};
 use serde::{Deserialize, Serialize};
@@ -288,6 +288,39 @@ pub struct TimeArgs {
     /// What they do while the VM is on its way to another host
     #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
     pub on_migrate: PolicyArg,
+
+    /// What they do while the host sleeps, as far as its clocks or an announcement tell
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
+    pub on_suspend: PolicyArg,
+
+    /// What is done about a time in which this process did not run and the host's clocks did: a
+    /// sleep that they do not show, SIGSTOP, a frozen cgroup
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
+    pub on_stall: StallArg,
+
+    /// Whether this process watches for sleeps that nobody announces, and for stalls
+    #[arg(long, value_enum, value_name = "SWITCH", default_value = "off")]
+    pub watch_host: SwitchArg,
+}
+
+/// `--on-stall`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StallArg {
+    /// Leave a record, and the counters alone
+    #[default]
+    Report,
+    /// Take what is certain of it out of the counters
+    Freeze,
+}
+
+impl From<StallArg> for StallPolicy {
+    fn from(arg: StallArg) -> Self {
+        match arg {
+            StallArg::Report => Self::Report,
+            StallArg::Freeze => Self::Freeze,
+        }
+    }
 }
 
 impl TimeArgs {
@@ -493,6 +526,18 @@ pub enum CtlCommand {
         /// Of a VM in doubt, after making sure that the other host does not run it
         #[arg(long)]
         take_over: bool,
+        /// Print what was done as JSON, one record a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop its vCPUs because the host is about to sleep; --on-suspend says what its counters do
+    PrepareSleep {
+        /// Print what was done as JSON, one record a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let them go on after the host's sleep; a VM that was paused for another reason stays so
+    FinishSleep {
         /// Print what was done as JSON, one record a line
         #[arg(long)]
         json: bool,

@@ -36,7 +36,7 @@ use vmm_sys_util::signal::SIGRTMIN;
 
 use crate::boot::Boot;
 use crate::bus::Bus;
-use crate::cli::TimeArgs;
+use crate::cli::{SwitchArg, TimeArgs};
 use crate::devices::{InputDrained, Interrupt, SerialPort};
 use crate::event::Event;
 use crate::generation::Generation;
@@ -321,9 +321,11 @@ fn time_config(config: &MachineConfig) -> Result<VmTimeConfig> {
             pause: config.time.on_pause.into(),
             restore: config.time.on_restore.into(),
             migrate: config.time.on_migrate.into(),
-            ..Policies::default()
+            suspend: config.time.on_suspend.into(),
+            stall: config.time.on_stall.into(),
         },
         negative_elapsed: NegativeElapsed::Refuse,
+        watches_host_sleep: config.time.watch_host == SwitchArg::On,
     })
 }
 

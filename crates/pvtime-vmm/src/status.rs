@@ -175,6 +175,20 @@ impl Vm for Status {
         self.cancel.raise();
     }
 
+    fn prepare_sleep(&self) -> Result<()> {
+        if self.time.is_running() {
+            self.time.pause(Cause::HostSuspend)?;
+        }
+        Ok(())
+    }
+
+    fn finish_sleep(&self) -> Result<()> {
+        if self.time.stop_cause() == Some(Cause::HostSuspend) {
+            self.time.resume()?;
+        }
+        Ok(())
+    }
+
     fn snapshot(&self, folder: &Path) -> Result<()> {
         snapshot::check_place(folder)?;
         let runs = self.time.is_running();

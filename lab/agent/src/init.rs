@@ -1,5 +1,6 @@
 //! What process 1 of an emulated host does before and after it serves.
 
+use crate::stop::CGROUPS;
 use anyhow::{Context, Result, bail};
 use lab_agent::PORT_NAME;
 use rustix::fs::sync;
@@ -20,6 +21,7 @@ pub fn mount() -> Result<()> {
     for (kind, folder) in [
         ("proc", "/proc"),
         ("sysfs", "/sys"),
+        ("cgroup2", CGROUPS),
         ("devtmpfs", "/dev"),
         ("tmpfs", "/tmp"),
     ] {

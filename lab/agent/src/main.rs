@@ -11,6 +11,7 @@ mod init;
 mod processes;
 mod register;
 mod service;
+mod stop;
 
 use anyhow::{Context, Result};
 use rustix::process::{Signal, getpid, set_parent_process_death_signal};

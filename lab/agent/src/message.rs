@@ -106,8 +106,31 @@ pub enum Request {
         /// Bound on what its error is then, in us.
         error_us: u32,
     },
+    /// Have the host sleep until its RTC wakes it, by s2idle: [`Stopped`]. Refused on a host that
+    /// is not the lab's own.
+    Sleep {
+        /// Until the RTC has counted so many seconds, of which the first is shorter.
+        seconds: u32,
+    },
+    /// Stop a process through the cgroup freezer, all of its threads, and let it go on:
+    /// [`Stopped`]. It stays in its cgroup.
+    Freeze {
+        /// Process id, from [`Spawned`].
+        pid: u32,
+        /// For this long.
+        ms: u64,
+    },
     /// Kill all and end: an emulated host powers off. `()`.
     PowerOff,
+}
+
+/// A stop of a host or of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopped {
+    /// `CLOCK_BOOTTIME` from just before it was asked for to just after it was over.
+    pub boottime_ns: u64,
+    /// The same on `CLOCK_MONOTONIC`: less where the kernel's clocks stopped.
+    pub monotonic_ns: u64,
 }
 
 /// The agent's number for a child.

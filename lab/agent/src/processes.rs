@@ -7,7 +7,12 @@ use std::fs;
 
 /// `CLOCK_MONOTONIC` in ns.
 pub fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
+    clock_ns(ClockId::Monotonic)
+}
+
+/// A clock in ns.
+pub fn clock_ns(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
     let (s, ns) = (u64::try_from(now.tv_sec), u64::try_from(now.tv_nsec));
     s.and_then(|s| ns.map(|ns| s * 1_000_000_000 + ns))
         .expect("the clock starts at zero")

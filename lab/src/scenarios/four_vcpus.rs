@@ -161,6 +161,7 @@ mod tests {
         };
         Status {
             elapsed_ns: 0,
+            paused_ns: 0,
             generation: Generation::default(),
             vcpus: structures.iter().map(vcpu).collect(),
         }

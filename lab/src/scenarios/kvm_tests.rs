@@ -83,7 +83,8 @@ fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
 fn run_all(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     for program in programs(stage, TEST)? {
         // One at a time: some of them measure the thread that they run on.
-        let (name, finished) = run(scene, stage, &program, &["--test-threads=1"])?;
+        let host = scene.host.as_mut().context("no host")?;
+        let (name, finished) = run(host, stage, &program, &["--test-threads=1"], LIMIT)?;
         let Some((passed, failed)) = counts(&finished.stdout) else {
             bail!(
                 "{name} did not come to its end ({:?}); see its log",
@@ -105,20 +106,21 @@ fn run_all(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
 
 fn run_examples(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     for program in programs(stage, EXAMPLE)? {
-        let (_, finished) = run(scene, stage, &program, &[])?;
+        let host = scene.host.as_mut().context("no host")?;
+        let (_, finished) = run(host, stage, &program, &[], LIMIT)?;
         scene.examples_failed += u32::from(finished.exit != Exit::Status(0));
     }
     Ok(())
 }
 
 /// Puts a program on the host, runs it and keeps what it printed.
-fn run(
-    scene: &mut Scene,
+pub(super) fn run(
+    host: &mut Host,
     stage: &Stage,
     program: &Path,
     arguments: &[&str],
+    limit: Duration,
 ) -> Result<(String, Finished)> {
-    let host = scene.host.as_mut().context("no host")?;
     let name = program
         .file_name()
         .unwrap_or_default()
@@ -129,13 +131,13 @@ fn run(
     let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
     host.put_file(&there, 0o755, &bytes)?;
     let argv = [&[there.as_str()], arguments].concat();
-    let finished = host.run(&argv, LIMIT)?;
+    let finished = host.run(&argv, limit)?;
     let log = stage.logs.join(format!("{name}.log"));
     fs::write(&log, [finished.stdout.as_str(), &finished.stderr].concat())?;
     Ok((name, finished))
 }
 
-fn programs(stage: &Stage, prefix: &str) -> Result<Vec<PathBuf>> {
+pub(super) fn programs(stage: &Stage, prefix: &str) -> Result<Vec<PathBuf>> {
     let folder = &stage.assets.programs;
     let mut programs = Vec::new();
     for entry in

@@ -147,7 +147,10 @@ mod tests {
             run_ns: 0,
             idle_ns: 0,
             stolen_ns: 0,
-            paused_ns: Paused { operator_ns: 0 },
+            paused_ns: Paused {
+                operator_ns: 0,
+                host_suspend_ns: 0,
+            },
             residual_ns: residual_ms * i128::from(MS),
         };
         checks(&accounts)[0].pass

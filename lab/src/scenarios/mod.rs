@@ -9,6 +9,7 @@ mod clock_reader;
 pub mod demo;
 mod el1;
 mod four_vcpus;
+mod gate_race;
 mod generation;
 mod id_reader;
 mod interfaces_kept;
@@ -31,6 +32,8 @@ mod snapshot_killed;
 mod stolen_time;
 mod stolen_time_off;
 mod stolen_user;
+mod suspend;
+mod suspend_linux;
 mod three_guests;
 mod timers_survive;
 mod watch;
@@ -59,6 +62,22 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
         "fifty kills, each with a VMM to kill and one or two to look at what is left",
     ),
     ("watchdog", "two guests that are paused for a minute each"),
+    (
+        "gate-race",
+        "a thousand stops; kvm-tests makes fifty of them",
+    ),
+    (
+        "suspend-announced",
+        "twenty sleeps of four seconds; suspends makes two",
+    ),
+    (
+        "suspend-unannounced",
+        "fifty sleeps and fifty freezes; suspends makes a few",
+    ),
+    (
+        "suspend-linux",
+        "three guests on a host that sleeps for a minute",
+    ),
 ];
 
 /// Why the test command leaves a scenario out, if it does.
@@ -90,6 +109,11 @@ pub const ALL: &[Scenario] = &[
     ledger::SCENARIO,
     migrate_same_frequency::SCENARIO,
     watchdog::SCENARIO,
+    suspend::SOME,
+    suspend::ANNOUNCED,
+    suspend::UNANNOUNCED,
+    suspend_linux::SCENARIO,
+    gate_race::SCENARIO,
     timers_survive::SCENARIO,
     generation::SCENARIO,
     canary::SCENARIO,

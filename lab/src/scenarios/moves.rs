@@ -471,6 +471,7 @@ mod tests {
         };
         Status {
             elapsed_ns: 0,
+            paused_ns: 0,
             generation: Generation::default(),
             vcpus: vec![VcpuStatus {
                 thread_id: 1,

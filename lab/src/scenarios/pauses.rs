@@ -30,17 +30,28 @@ pub struct Pause {
 impl Pause {
     /// Pauses a guest whose samples are on request only: what it prints makes gaps.
     pub fn make(guest: &mut Guest, host: &mut Host, length: Duration) -> Result<Self> {
+        Self::over(guest, host, Guest::pause, |_| sleep(length), Guest::resume)
+    }
+
+    /// The same for a stop and a resumption of any kind, with whatever happens in between.
+    pub fn over(
+        guest: &mut Guest,
+        host: &mut Host,
+        stop: fn(&Guest, &mut Host) -> Result<Adjustment>,
+        meanwhile: impl FnOnce(&mut Host) -> Result<()>,
+        resume: fn(&Guest, &mut Host) -> Result<Adjustment>,
+    ) -> Result<Self> {
         let sample = guest.sample(host)?;
         // The accounts start afresh.
         guest.spins(host)?;
         let before = guest.status(host)?;
         let held_up = host.held_up()?;
         let asked = Instant::now();
-        let stop = guest.pause(host)?;
+        let stop = stop(guest, host)?;
         let stopped = Instant::now();
-        sleep(length)?;
+        meanwhile(host)?;
         let least = stopped.elapsed();
-        let resume = guest.resume(host)?;
+        let resume = resume(guest, host)?;
         let most = asked.elapsed();
         let held_up = host.held_up()?.saturating_sub(held_up);
         let after = guest.status(host)?;
@@ -90,6 +101,11 @@ impl Pause {
     pub fn is_gap_known(&self) -> bool {
         let stop = self.stop.after.guest;
         self.spins.iter().all(|spin| spin.gap_over(stop).is_some())
+    }
+
+    /// By how much the VMM's own figure of the VM's paused time grew.
+    pub fn paused_ns(&self) -> u64 {
+        self.after.paused_ns.saturating_sub(self.before.paused_ns)
     }
 
     /// Reads below an earlier one, of the same vCPU or of another.

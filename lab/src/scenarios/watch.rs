@@ -363,6 +363,7 @@ mod tests {
         };
         let status = |run_delay_ns, claimed| Status {
             elapsed_ns: 5,
+            paused_ns: 0,
             generation: Generation::default(),
             vcpus: vec![VcpuStatus {
                 thread_id: 7,

@@ -4,6 +4,7 @@
     reason = "a thread's flag is handed to the handler of its signal"
 )]
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ use crate::kick::Armed;
 
 /// What a member is told when it passes.
 type Watch<C> = Box<dyn Fn(Passing, &C) + Send>;
+
+/// Tells whether the thread was not stopped since somebody last knew that it ran.
+type Vouch = Box<dyn Fn() -> bool + Send>;
 
 /// Something that a thread does at the gate; it hears of it itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +34,7 @@ pub struct Member<C> {
     gate: Arc<Gate<C>>,
     index: usize,
     watch: Watch<C>,
+    vouch: Vouch,
 }
 
 impl<C> std::fmt::Debug for Member<C> {
@@ -41,7 +46,13 @@ impl<C> std::fmt::Debug for Member<C> {
 }
 
 impl<C> Member<C> {
-    /// Makes the calling thread the one for vCPU `index`; it calls `watch` when it passes.
+    /// Makes the calling thread the one for vCPU `index`; it calls `watch` when it passes. When it
+    /// finds the lease ended it renews it by itself if `vouch` says that it ran all the time: then
+    /// it was not the host that stopped.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel has no timer for the thread.
     ///
     /// # Panics
     ///
@@ -50,7 +61,9 @@ impl<C> Member<C> {
         gate: &Arc<Gate<C>>,
         index: usize,
         watch: impl Fn(Passing, &C) + Send + 'static,
-    ) -> Self {
+        vouch: impl Fn() -> bool + Send + 'static,
+    ) -> io::Result<Self> {
+        gate.lease.join(index, gate.signal)?;
         let mut state = gate.lock();
         assert!(
             state.members.iter().all(|member| member.index != index),
@@ -63,16 +76,18 @@ impl<C> Member<C> {
             job: None,
         };
         state.members.push(member);
-        Self {
+        drop(state);
+        Ok(Self {
             gate: Arc::clone(gate),
             index,
             watch: Box::new(watch),
-        }
+            vouch: Box::new(vouch),
+        })
     }
 
-    /// Passes the gate, waiting while it is closed, and calls `run`, which is to enter the guest
-    /// once. The gate cannot close in between without `run` finding `immediate_exit` set. `None`
-    /// where the VM is being stopped.
+    /// Passes the gate, waiting while it is closed or the lease has ended, and calls `run`, which
+    /// is to enter the guest once. Neither can happen in between without `run` finding
+    /// `immediate_exit` set. `None` where the VM is being stopped.
     pub fn enter<'a, R>(&self, vcpu: &'a mut C, run: impl FnOnce(&'a mut C) -> R) -> Option<R>
     where
         C: ImmediateExit,
@@ -88,13 +103,15 @@ impl<C> Member<C> {
                 return Some(result);
             }
             drop(armed);
-            if self.wait(vcpu) == Passage::Stopped {
+            if self.gate.lease.has_ended() && (self.vouch)() {
+                self.gate.renew_lease();
+            } else if self.wait(vcpu) == Passage::Stopped {
                 return None;
             }
         }
     }
 
-    /// Waits while the gate is closed, doing what is asked meanwhile.
+    /// Waits while nobody may pass, doing what is asked meanwhile.
     pub(super) fn wait(&self, vcpu: &mut C) -> Passage {
         self.take_place(Place::Waiting);
         (self.watch)(Passing::Arrives, vcpu);
@@ -132,7 +149,10 @@ impl<C> Member<C> {
             let passage = match (position, member.place) {
                 (Position::Stopped, _) => Passage::Stopped,
                 (Position::Open, Place::Ready) => Passage::Guest,
-                (Position::Open | Position::Opening, Place::Waiting) => return Task::GetReady,
+                (Position::Open, Place::Waiting) if !self.gate.lease.has_ended() => {
+                    return Task::GetReady;
+                }
+                (Position::Opening, Place::Waiting) => return Task::GetReady,
                 (Position::Closed, Place::Ready) => return Task::Stay,
                 _ => {
                     // Who stays leaves the CPU to the others.
@@ -177,6 +197,7 @@ impl<C> State<C> {
 
 impl<C> Drop for Member<C> {
     fn drop(&mut self) {
+        self.gate.lease.leave(self.index);
         let mut state = self.gate.lock();
         state.members.retain(|member| member.index != self.index);
         self.gate.notify();

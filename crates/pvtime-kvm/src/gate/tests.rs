@@ -11,6 +11,7 @@ use rustix::thread::gettid;
 
 use super::member::Passage;
 use super::*;
+use crate::clock;
 
 const SIGNAL: c_int = libc::SIGUSR2;
 const LIMIT: Duration = Duration::from_secs(10);
@@ -55,7 +56,7 @@ impl Guest {
 fn run(gate: &Arc<Gate<FakeVcpu>>, index: usize, guest: &Arc<Guest>) -> JoinHandle<u64> {
     let (gate, guest) = (Arc::clone(gate), Arc::clone(guest));
     thread::spawn(move || {
-        let member = Member::join(&gate, index, |_, _| ());
+        let member = Member::join(&gate, index, |_, _| (), || false).unwrap();
         let mut vcpu = FakeVcpu {
             hesitation: guest.hesitation * u32::try_from(index).unwrap(),
             ..FakeVcpu::default()
@@ -66,7 +67,7 @@ fn run(gate: &Arc<Gate<FakeVcpu>>, index: usize, guest: &Arc<Guest>) -> JoinHand
 }
 
 fn open_gate() -> Arc<Gate<FakeVcpu>> {
-    let gate = Gate::new(SIGNAL).unwrap();
+    let gate = Gate::new(SIGNAL, Lease::forever()).unwrap();
     assert!(!gate.is_open(), "nothing runs before somebody says so");
     gate.open();
     Arc::new(gate)
@@ -146,11 +147,88 @@ fn a_thread_that_joins_late_waits_at_the_closed_gate() {
     thread.join().unwrap();
 }
 
+/// A gate that is open, with a lease that ends this long from now.
+fn leased_gate(term: Duration) -> Arc<Gate<FakeVcpu>> {
+    let gate = Gate::new(SIGNAL, Lease::ended()).unwrap();
+    gate.open();
+    gate.lease().renew_until(boottime_after(term));
+    Arc::new(gate)
+}
+
+fn boottime_after(term: Duration) -> u64 {
+    clock::boottime_ns() + u64::try_from(term.as_nanos()).unwrap()
+}
+
+#[test]
+fn s2_nobody_enters_without_a_lease_and_all_do_when_it_is_renewed() {
+    let gate = leased_gate(Duration::from_millis(20));
+    let guest = Arc::new(Guest::default());
+    let threads: Vec<_> = (0..3).map(|index| run(&gate, index, &guest)).collect();
+    let instructions = || guest.instructions.load(Ordering::SeqCst);
+    wait_until(|| gate.lock().members.len() == 3);
+    for _ in 0..20 {
+        // Nobody closed it: the timers took them out, and the lease keeps them.
+        wait_until(|| {
+            gate.lock()
+                .members
+                .iter()
+                .all(|it| it.place == Place::Waiting)
+        });
+        assert!(gate.lease().has_ended());
+        assert_eq!(gate.lock().position, Position::Open);
+        let before = instructions();
+        sleep(Duration::from_millis(5));
+        assert_eq!(instructions(), before);
+        // They can be stopped there like anywhere else.
+        gate.close(LIMIT, || ()).unwrap();
+        assert_eq!(gate.on_each(|index, _| index), Some(vec![0, 1, 2]));
+        gate.open();
+        assert_eq!(instructions(), before);
+        gate.renew_lease();
+        wait_until(|| instructions() > before);
+    }
+    gate.stop();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_thread_that_knows_that_it_ran_renews_the_lease_by_itself() {
+    let gate = leased_gate(Duration::from_millis(1));
+    sleep(Duration::from_millis(2));
+    let member = Member::join(&gate, 0, |_, _| panic!("it waits"), || true).unwrap();
+    let entered = member.enter(&mut FakeVcpu::default(), |_| gate.lease().has_ended());
+    assert_eq!(entered, Some(false));
+}
+
+#[test]
+fn s2_a_thread_that_is_held_up_between_its_look_and_the_guest_does_not_enter() {
+    let gate = leased_gate(Duration::from_secs(60));
+    let member = Member::join(&gate, 0, |_, _| (), || false).unwrap();
+    let mut vcpu = FakeVcpu::default();
+    for held_up in [false, true, true, false] {
+        let term = Duration::from_millis(if held_up { 5 } else { 60_000 });
+        gate.lease().renew_until(boottime_after(term));
+        let entered = member.enter(&mut vcpu, |vcpu| {
+            while held_up && !gate.lease().has_ended() {
+                thread::yield_now();
+            }
+            // The signal comes with the end of the lease, or a moment later.
+            sleep(Duration::from_millis(if held_up { 5 } else { 0 }));
+            let flag = &raw const vcpu.immediate_exit;
+            // SAFETY: `vcpu` is borrowed; only this thread's signal handler writes meanwhile.
+            unsafe { ptr::read_volatile(flag) == 0 }
+        });
+        assert_eq!(entered, Some(!held_up));
+    }
+}
+
 #[test]
 fn a_thread_that_does_not_come_out_is_named_and_the_rest_runs_on() {
     let gate = open_gate();
     // This thread is a member that handles an exit for ever.
-    let stuck = Member::join(&gate, 7, |_, _| ());
+    let stuck = Member::join(&gate, 7, |_, _| (), || false).unwrap();
     let error = gate.close(Duration::from_millis(20), || ()).unwrap_err();
     assert!(
         matches!(error, CloseError::Stuck { index: 7, .. }),
@@ -167,7 +245,7 @@ fn a_stopped_gate_stays_stopped() {
     gate.stop();
     gate.open();
     gate.close(LIMIT, || ()).unwrap();
-    let member = Member::join(&gate, 0, |_, _| ());
+    let member = Member::join(&gate, 0, |_, _| (), || false).unwrap();
     assert_eq!(member.wait(&mut FakeVcpu::default()), Passage::Stopped);
 }
 
@@ -179,10 +257,11 @@ fn run_told(gate: &Arc<Gate<FakeVcpu>>, guest: &Arc<Guest>) -> (JoinHandle<()>, 
     let told = Told::default();
     let (gate, guest, telling) = (Arc::clone(gate), Arc::clone(guest), Arc::clone(&told));
     let thread = thread::spawn(move || {
-        let member = Member::join(&gate, 0, move |passing, _| {
+        let tell = move |passing, _: &FakeVcpu| {
             sleep(Duration::from_millis(20));
             telling.lock().unwrap().push(passing);
-        });
+        };
+        let member = Member::join(&gate, 0, tell, || false).unwrap();
         let mut vcpu = FakeVcpu::default();
         while member.enter(&mut vcpu, |vcpu| guest.run(vcpu)).is_some() {}
     });
@@ -191,7 +270,7 @@ fn run_told(gate: &Arc<Gate<FakeVcpu>>, guest: &Arc<Guest>) -> (JoinHandle<()>, 
 
 #[test]
 fn what_a_member_has_to_do_is_done_before_the_last_and_after_the_first() {
-    let gate = Arc::new(Gate::new(SIGNAL).unwrap());
+    let gate = Arc::new(Gate::new(SIGNAL, Lease::forever()).unwrap());
     let guest = Arc::new(Guest::default());
     let instructions = || guest.instructions.load(Ordering::SeqCst);
     let (thread, told) = run_told(&gate, &guest);
@@ -215,7 +294,7 @@ fn what_a_member_has_to_do_is_done_before_the_last_and_after_the_first() {
 
 #[test]
 fn an_opening_that_fails_lets_nobody_pass() {
-    let gate = Arc::new(Gate::new(SIGNAL).unwrap());
+    let gate = Arc::new(Gate::new(SIGNAL, Lease::forever()).unwrap());
     let guest = Arc::new(Guest::default());
     let (thread, told) = run_told(&gate, &guest);
     wait_until(|| told.lock().unwrap().len() == 1);

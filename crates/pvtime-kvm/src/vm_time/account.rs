@@ -11,6 +11,8 @@ use pvtime::host::Cause;
 use pvtime::host::ledger::{Accounts, Ledger, LedgerError};
 use rustix::thread::Pid;
 
+use crate::clock;
+use crate::sleep::Activity;
 use crate::thread_stat::{self, HaltTime, ThreadAccounts};
 
 /// A vCPU's account, shared by its thread and whoever asks.
@@ -27,6 +29,10 @@ struct Entries {
     ledger: Option<Ledger>,
     /// The thread's run delay when it arrived at the gate.
     arrived_ns: u64,
+    /// What the thread did when it was last known to run.
+    looked: Option<Activity>,
+    /// Physical time that no account had when the thread last went into the guest.
+    residual_ns: i128,
     /// What went wrong on the vCPU's thread, until somebody asks.
     failure: Option<AccountError>,
 }
@@ -55,6 +61,8 @@ impl VcpuAccount {
                 thread,
                 ledger: None,
                 arrived_ns: 0,
+                looked: None,
+                residual_ns: 0,
                 failure: None,
             }),
         })
@@ -80,6 +88,32 @@ impl VcpuAccount {
         let waited_ns = *waited.as_ref().unwrap_or(&0);
         entries.keep(waited.map(drop));
         waited_ns
+    }
+
+    /// Takes down what the thread did up to now, for the two below.
+    pub fn look(&self) {
+        self.lock().look();
+    }
+
+    /// What it did up to the last look, and up to now; `None` where nothing is known.
+    pub fn activity(&self) -> Option<(Activity, Activity)> {
+        let entries = self.lock();
+        entries.looked.zip(entries.activity())
+    }
+
+    /// Whether the thread was not stopped since the last look.
+    pub fn ran(&self) -> bool {
+        self.activity()
+            .is_some_and(|(before, now)| before.ran_until(&now))
+    }
+
+    /// The host slept while the thread, which waits at the gate now, was in the guest or about to
+    /// enter it. What no account has of that stretch is a pause for this cause, but not more than
+    /// `most_ns`: it may have been a long one.
+    pub fn slept(&self, cause: Cause, most_ns: u64) {
+        let mut entries = self.lock();
+        let entered = entries.slept(cause, most_ns);
+        entries.keep(entered);
     }
 
     /// Takes over what was saved, `away_ns` ago.
@@ -153,7 +187,38 @@ impl Entries {
             Some(ledger) => ledger.resume(now, cause)?,
             None => self.ledger = Some(Ledger::start(now)),
         }
+        // What it waited at the gate is no stop.
+        self.look();
+        self.residual_ns = self.ledger.map_or(0, |it| it.accounts().residual_ns());
         Ok(now.stolen_ns.saturating_sub(self.arrived_ns))
+    }
+
+    fn look(&mut self) {
+        let busy_ns = self.thread.busy_ns().ok();
+        // Last, so that nothing is missed of what the thread does meanwhile.
+        let physical_ns = clock::boottime_ns();
+        self.looked = busy_ns.map(|busy_ns| Activity {
+            physical_ns,
+            busy_ns,
+        });
+    }
+
+    fn activity(&self) -> Option<Activity> {
+        Some(Activity {
+            // First, for the same reason.
+            physical_ns: clock::boottime_ns(),
+            busy_ns: self.thread.busy_ns().ok()?,
+        })
+    }
+
+    fn slept(&mut self, cause: Cause, most_ns: u64) -> Result<(), AccountError> {
+        let Some(ledger) = &mut self.ledger else {
+            return Ok(());
+        };
+        let missing_ns = ledger.accounts().residual_ns() - self.residual_ns;
+        let slept_ns = missing_ns.clamp(0, most_ns.into());
+        let slept_ns = u64::try_from(slept_ns).expect("between 0 and 64 bits");
+        Ok(ledger.slept(cause, slept_ns)?)
     }
 
     fn keep(&mut self, entered: Result<(), AccountError>) {

@@ -45,6 +45,9 @@ pub struct VmTimeConfig {
     pub policies: Policies,
     /// What to do when a VM arrives, by the wall clocks, before it left.
     pub negative_elapsed: NegativeElapsed,
+    /// Whether a thread watches for sleeps of the host that nobody announces, and stops of the VMM,
+    /// and vCPUs run on a [lease](crate::sleep).
+    pub watches_host_sleep: bool,
 }
 
 impl VmTimeConfig {
@@ -58,7 +61,7 @@ impl VmTimeConfig {
 
     /// Time for `vcpus` vCPUs, with everything else as it is by default: stolen time where the host
     /// can, neither live physical time nor paused time, counters with one offset where the host
-    /// can, every event freezing.
+    /// can, every event freezing, the host's sleep not watched.
     #[must_use]
     pub fn new(vcpus: usize, region: GuestAddress, first_slot: u32, kick_signal: i32) -> Self {
         Self {
@@ -73,6 +76,7 @@ impl VmTimeConfig {
             paused_time: false,
             policies: Policies::default(),
             negative_elapsed: NegativeElapsed::default(),
+            watches_host_sleep: false,
         }
     }
 
@@ -198,6 +202,25 @@ pub enum Error {
          and leave the calls from 0xc5000020 to it"
     )]
     Filter(io::Error),
+    /// The thread that watches for sleeps of the host did not start.
+    #[error("cannot start the thread that watches for the host's sleep: {0}")]
+    Watch(io::Error),
+    /// The kernel has no timer for a vCPU's thread.
+    #[error(
+        "the kernel has no timer for the thread of vCPU {index}: {source}; raise RLIMIT_SIGPENDING"
+    )]
+    Timer {
+        /// The vCPU's index.
+        index: usize,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The host slept, or this process was stopped, and the VM's time could not be set right.
+    #[error("the host slept, and the VM's time is not right since; the VM waits: {reason}")]
+    HeldUp {
+        /// What failed.
+        reason: String,
+    },
     /// The publisher's thread did not start.
     #[error("cannot start the thread that keeps stolen time: {0}")]
     Publisher(io::Error),

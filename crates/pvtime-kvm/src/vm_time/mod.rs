@@ -7,6 +7,7 @@ mod interfaces;
 mod lost;
 mod saved;
 mod vcpu;
+mod watch;
 
 pub use account::AccountError;
 pub use config::{Error, VmTimeConfig};
@@ -18,7 +19,8 @@ use account::VcpuAccount;
 use interfaces::Interfaces;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 use pvtime::host::Cause;
@@ -32,6 +34,7 @@ use serde::Serialize;
 
 use crate::gate::Gate;
 use crate::record::{Record, Records, TimersRecord};
+use crate::sleep::{BEAT, Lease};
 use crate::stolen_time::{self, Stolen, StolenTimeSample};
 use crate::thread_stat::{self, HaltTime, run_delay_ns, run_ns};
 use crate::{HostTime, ReservedMemory, StolenTimeProvider, clock, counter};
@@ -53,6 +56,7 @@ pub struct VmTime {
     interfaces: Interfaces,
     created_ns: u64,
     closed_for: ClosedFor,
+    watch: watch::Watch,
     state: Mutex<State>,
     records: Records,
 }
@@ -92,7 +96,7 @@ impl VmTime {
     /// [`Error::Vcpus`], [`Error::Unaligned`], [`Error::NoFrequency`], [`Error::StolenTime`],
     /// [`Error::Unavailable`], [`Error::PvFrequency`], [`Error::Timeline`] for live physical time
     /// with a policy that advances, [`Error::Signal`], [`Error::Region`], [`Error::Filter`],
-    /// [`Error::Publisher`], [`Error::Interrupt`].
+    /// [`Error::Publisher`], [`Error::Interrupt`], [`Error::Watch`].
     pub fn new(vm: &Arc<VmFd>, host: &HostTime, config: VmTimeConfig) -> Result<Arc<Self>, Error> {
         let frequency = counter::frequency().ok_or(Error::NoFrequency)?;
         config.check(host, frequency)?;
@@ -111,15 +115,22 @@ impl VmTime {
         let stolen = Stolen::new(vm, config.stolen_time.provider(host)?, &config)?;
         let interfaces = Interfaces::new(vm, &config)?;
         interfaces.forward_calls(vm, stolen.provider())?;
-        Ok(Arc::new(Self {
+        let lease = if config.watches_host_sleep {
+            Lease::ended()
+        } else {
+            Lease::forever()
+        };
+        let gate = Gate::new(signal, lease).map_err(|source| Error::Signal { signal, source })?;
+        let time = Arc::new(Self {
             vm: Arc::clone(vm),
-            gate: Arc::new(Gate::new(signal).map_err(|source| Error::Signal { signal, source })?),
+            gate: Arc::new(gate),
             frequency,
             counter_limits: counters.limits,
             stolen,
             interfaces,
             created_ns: clock::boottime_ns(),
             closed_for: ClosedFor::default(),
+            watch: watch::Watch::default(),
             state: Mutex::new(State {
                 timeline,
                 stops: Stops::default(),
@@ -127,7 +138,11 @@ impl VmTime {
                 translated: None,
             }),
             records: Records::default(),
-        }))
+        });
+        if config.watches_host_sleep {
+            time.watch.start(&time).map_err(Error::Watch)?;
+        }
+        Ok(time)
     }
 
     /// Gives a vCPU its time interfaces: after `KVM_ARM_VCPU_INIT` and before the first `KVM_RUN`
@@ -176,16 +191,11 @@ impl VmTime {
     /// # Errors
     ///
     /// [`Error::Timeline`] for a VM that does not run, [`Error::Close`] where a vCPU does not come
-    /// out. The VM runs on after an error, if it ran before.
+    /// out, [`Error::HeldUp`] after a sleep of the host. The VM runs on after an error, if it ran
+    /// before.
     pub fn pause(&self, cause: Cause) -> Result<(), Error> {
-        let mut state = self.lock();
+        let (mut state, now) = self.close_for(cause)?;
         let ran = state.timeline.is_running();
-        let now = if ran {
-            self.closed_for.set(cause);
-            self.gate.close(CLOSE_LIMIT, || self.now())?
-        } else {
-            self.now()
-        };
         let paused = self
             .stolen
             .publish()
@@ -215,6 +225,7 @@ impl VmTime {
     /// Sends every vCPU thread away, for good: [`RunningVcpu::run`] returns `None`.
     pub fn shut_down(&self) {
         self.gate.stop();
+        self.watch.end();
         self.records.finish();
     }
 
@@ -267,6 +278,12 @@ impl VmTime {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.lock().timeline.is_running()
+    }
+
+    /// Why the VM is paused; `None` where it is not.
+    #[must_use]
+    pub fn stop_cause(&self) -> Option<Cause> {
+        self.lock().timeline.stop_cause()
     }
 
     /// What to reserve in the device tree.
@@ -347,18 +364,45 @@ impl VmTime {
     ///
     /// [`Error::NoThread`] for a VM that was not started, [`Error::Close`] and [`Error::Accounts`].
     pub fn ledger(&self) -> Result<Vec<Accounts>, Error> {
-        let state = self.lock();
+        let (state, _) = self.close_for(Cause::Operator)?;
         state.check_bound()?;
         if let Some(cause) = state.timeline.stop_cause() {
             return state.accounts(|account| account.up_to_now(cause));
         }
-        self.closed_for.set(Cause::Operator);
-        self.gate.close(CLOSE_LIMIT, || ())?;
         let accounts = state.accounts(VcpuAccount::entered);
         if state.timeline.is_running() {
             self.gate.open();
         }
         accounts
+    }
+
+    /// Takes every vCPU of a running VM out of the guest, for this cause, once its time is right: a
+    /// sleep of the host that was not dealt with is for the watch. A VM that does not run is as it
+    /// was. The clocks are of the moment when the last was out.
+    fn close_for(&self, cause: Cause) -> Result<(MutexGuard<'_, State>, HostSample), Error> {
+        let start = Instant::now();
+        loop {
+            let state = self.lock();
+            if !state.timeline.is_running() {
+                return Ok((state, self.now()));
+            }
+            self.closed_for.set(cause);
+            let now = self.gate.close(CLOSE_LIMIT, || self.now())?;
+            if !self.gate.lease().has_ended() {
+                return Ok((state, now));
+            }
+            // It stays closed to all without a lease.
+            self.gate.open();
+            drop(state);
+            let held_up = self
+                .watch
+                .held_up()
+                .filter(|_| start.elapsed() > CLOSE_LIMIT);
+            if let Some(reason) = held_up {
+                return Err(Error::HeldUp { reason });
+            }
+            sleep(BEAT);
+        }
     }
 
     /// Steps the timeline and lets the vCPUs into the guest at once.
@@ -425,16 +469,25 @@ impl VmTime {
 }
 
 /// Physical time in which this process kept the VM stopped.
+#[expect(clippy::struct_field_names, reason = "units last")]
 #[derive(Debug, Default)]
 struct Stops {
     over_ns: u64,
     since_ns: Option<u64>,
+    /// When the timeline was stepped last.
+    entered_ns: u64,
 }
 
 impl Stops {
     fn enter(&mut self, is_stopped: bool, now_ns: u64) {
         self.over_ns = self.up_to(now_ns);
         self.since_ns = is_stopped.then_some(now_ns);
+        self.entered_ns = now_ns;
+    }
+
+    /// Adds what was noticed afterwards, of a VM that was not stopped.
+    fn add(&mut self, ns: u64) {
+        self.over_ns = self.over_ns.saturating_add(ns);
     }
 
     fn up_to(&self, now_ns: u64) -> u64 {

@@ -33,7 +33,8 @@ impl VcpuTime {
     ///
     /// # Errors
     ///
-    /// [`Error::Accounts`] where the kernel does not count.
+    /// [`Error::Accounts`] where the kernel does not count, [`Error::Timer`] where it has no timer
+    /// for the thread.
     ///
     /// # Panics
     ///
@@ -55,6 +56,7 @@ impl VcpuTime {
         drop(state);
         time.stolen.bind(index, gettid())?;
         let its_time = Arc::clone(&time);
+        let own = Arc::clone(&account);
         let member = Member::join(
             &time.gate,
             index,
@@ -68,7 +70,9 @@ impl VcpuTime {
                     its_time.stolen.leave(index, waited_ns);
                 }
             },
+            move || own.ran(),
         );
+        let member = member.map_err(|source| Error::Timer { index, source })?;
         Ok(RunningVcpu {
             time,
             index,
@@ -91,7 +95,18 @@ impl RunningVcpu {
     ///
     /// `KVM_RUN` returns `EINTR` when the VM is to stop: handle nothing and call again.
     pub fn run<'a>(&self, vcpu: &'a mut VcpuFd) -> Option<Result<VcpuExit<'a>, KvmError>> {
-        self.member.enter(vcpu, VcpuFd::run)
+        self.run_with(vcpu, VcpuFd::run)
+    }
+
+    /// The same for a VMM that does something of its own around `KVM_RUN`: `run` is called between
+    /// the gate and the guest, and whatever it does there, the guest is not entered on a clock that
+    /// is not right.
+    pub fn run_with<'a, R>(
+        &self,
+        vcpu: &'a mut VcpuFd,
+        run: impl FnOnce(&'a mut VcpuFd) -> R,
+    ) -> Option<R> {
+        self.member.enter(vcpu, run)
     }
 
     /// Answers a call that KVM handed over (`KVM_EXIT_HYPERCALL`): whatever was forwarded by

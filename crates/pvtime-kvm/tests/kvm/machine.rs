@@ -109,6 +109,7 @@ impl Machine {
             paused_time: false,
             policies: Policies::default(),
             negative_elapsed: NegativeElapsed::Refuse,
+            watches_host_sleep: false,
         }
     }
 

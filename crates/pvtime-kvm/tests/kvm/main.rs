@@ -9,5 +9,7 @@ mod live_physical_time;
 mod machine;
 mod paused_time;
 mod reporter;
+mod sleep;
 mod stolen_time;
+mod stopper;
 mod timers;

@@ -163,7 +163,7 @@ fn requests_are_taken_as_described_and_no_others() {
         .into_iter()
         .filter(|it| it.method != "GET")
         .collect();
-    assert_eq!(changing.len(), 5);
+    assert_eq!(changing.len(), 6);
     for operation in changing {
         let (_, api) = api();
         let (method, path) = (operation.method.as_str(), operation.path);

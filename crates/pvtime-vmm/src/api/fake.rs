@@ -27,6 +27,8 @@ pub struct FakeVm(Arc<Inner>);
 pub struct Inner {
     pub records: Records,
     pub is_paused: AtomicBool,
+    /// It is paused because its host is about to sleep.
+    pub host_sleeps: AtomicBool,
     /// Whatever it is told fails.
     pub is_broken: AtomicBool,
     pub is_stopped: AtomicBool,
@@ -248,6 +250,22 @@ impl Vm for FakeVm {
         self.check()?;
         self.is_paused.store(false, Ordering::SeqCst);
         self.records.push(record("resume"));
+        Ok(())
+    }
+
+    fn prepare_sleep(&self) -> Result<()> {
+        if self.is_paused.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.pause()?;
+        self.host_sleeps.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn finish_sleep(&self) -> Result<()> {
+        if self.host_sleeps.swap(false, Ordering::SeqCst) {
+            self.resume()?;
+        }
         Ok(())
     }
 

@@ -12,6 +12,7 @@
 //! | `/time` | GET | its clocks, and what the host counted for each vCPU |
 //! | `/time/ledger` | GET | where each vCPU's time went |
 //! | `/time/events` | GET | what was done to its time |
+//! | `/time/host-sleep` | PUT | announces a sleep of the host, and its end |
 //! | `/time/history` | GET | one vCPU's times, over the VM's life |
 //!
 //! Names and bodies are Firecracker's where it has the same thing. There is one thread for each
@@ -77,6 +78,20 @@ pub trait Vm: Send + Sync + 'static {
     ///
     /// Where its time cannot be set; it stays paused then.
     fn resume(&self) -> anyhow::Result<()>;
+
+    /// Stops a VM that runs, because the host is about to sleep.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not stop; it runs on then.
+    fn prepare_sleep(&self) -> anyhow::Result<()>;
+
+    /// Lets it go on after the host's sleep, if that is why it is stopped.
+    ///
+    /// # Errors
+    ///
+    /// Where its time cannot be set; it stays stopped then.
+    fn finish_sleep(&self) -> anyhow::Result<()>;
 
     /// Saves it into a new folder, stopping it for that.
     ///

@@ -97,6 +97,23 @@ pub enum ActionType {
     Stop,
 }
 
+/// `PUT /time/host-sleep`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostSleep {
+    /// Which end of the sleep.
+    pub phase: SleepPhase,
+}
+
+/// An end of the host's sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SleepPhase {
+    /// It is about to begin.
+    Prepare,
+    /// It is over, or does not happen.
+    Finish,
+}
+
 /// The query of `GET /time/events`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EventsQuery {

@@ -7,7 +7,7 @@ use super::answers::{Events, Instance, VcpuHistory, VmState};
 use super::http::{Request, Response};
 use super::requests::{
     Action, ActionType, ChangeMigration, ChangeState, CreateSnapshot, EventsQuery, HistoryQuery,
-    Migrate, WantedMigration, WantedState, no_query, parse,
+    HostSleep, Migrate, SleepPhase, WantedMigration, WantedState, no_query, parse,
 };
 use super::{Fault, Vm};
 use crate::migration::ownership::NotOurs;
@@ -33,6 +33,7 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/time", time),
     route("GET", "/time/ledger", ledger),
     route("GET", "/time/events", events),
+    route("PUT", "/time/host-sleep", host_sleep),
     route("GET", "/time/history", history),
 ];
 
@@ -190,6 +191,19 @@ fn not_ours(state: VmState) -> Fault {
         VmState::NotStarted => return not_started(),
         VmState::Running | VmState::Paused => format!("the VM is {state}; ask again"),
     })
+}
+
+/// What is announced for a VM that is paused anyway is no event.
+fn host_sleep(api: &Api, request: &Request) -> Result<Response, Fault> {
+    let HostSleep { phase } = parse(&request.body)?;
+    let vm = api.vm();
+    if vm.state() == VmState::NotStarted {
+        return Err(not_started());
+    }
+    match phase {
+        SleepPhase::Prepare => api.change("host sleep", || Ok(vm.prepare_sleep()?)),
+        SleepPhase::Finish => api.change("host sleep", || Ok(vm.finish_sleep()?)),
+    }
 }
 
 fn not_started() -> Fault {

@@ -10,10 +10,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 use crate::api::answers::Events;
 use crate::api::client::Client;
-use crate::api::requests::{Action, ActionType, ChangeState, CreateSnapshot, WantedState};
+use crate::api::requests::{
+    Action, ActionType, ChangeState, CreateSnapshot, HostSleep, SleepPhase, WantedState,
+};
 use crate::cli::{CtlArgs, CtlCommand};
 
 /// Carries out the command.
@@ -45,6 +48,8 @@ fn carry_out(client: &Client, command: &CtlCommand) -> Result<()> {
             json,
         } => change_state(client, WantedState::TakenOver, *json),
         CtlCommand::Resume { json, .. } => change_state(client, WantedState::Resumed, *json),
+        CtlCommand::PrepareSleep { json } => host_sleep(client, SleepPhase::Prepare, *json),
+        CtlCommand::FinishSleep { json } => host_sleep(client, SleepPhase::Finish, *json),
         CtlCommand::Snapshot { folder } => snapshot(client, folder),
         CtlCommand::Figure { file, vcpu } => figure::write(client, *vcpu, file),
         CtlCommand::Stop => {
@@ -56,10 +61,9 @@ fn carry_out(client: &Client, command: &CtlCommand) -> Result<()> {
 
 /// Changes the state and shows what that did.
 fn change_state(client: &Client, state: WantedState, json: bool) -> Result<()> {
-    let before: Events = client.get(&format!("/time/events?after={}", u64::MAX))?;
-    client.change("PATCH", "/vm", &ChangeState { state })?;
-    let shown = events::show_after(client, before.last, json)?;
-    if shown == before.last && !json {
+    let change = ChangeState { state };
+    let is_event = change_and_show(client, ("PATCH", "/vm"), &change, json)?;
+    if !is_event && !json {
         let state = match state {
             WantedState::Paused => "paused",
             WantedState::Resumed | WantedState::TakenOver => "running",
@@ -67,6 +71,32 @@ fn change_state(client: &Client, state: WantedState, json: bool) -> Result<()> {
         print(&format!("The VM is {state} already."))?;
     }
     Ok(())
+}
+
+/// Announces a sleep of the host, or its end, and shows what that did.
+fn host_sleep(client: &Client, phase: SleepPhase, json: bool) -> Result<()> {
+    let change = HostSleep { phase };
+    let is_event = change_and_show(client, ("PUT", "/time/host-sleep"), &change, json)?;
+    if !is_event && !json {
+        print(match phase {
+            SleepPhase::Prepare => "The VM is paused already.",
+            SleepPhase::Finish => "The VM is not paused for a sleep of the host.",
+        })?;
+    }
+    Ok(())
+}
+
+/// Asks for a change and shows the records of it, if there are any.
+fn change_and_show(
+    client: &Client,
+    (method, path): (&str, &str),
+    change: &impl Serialize,
+    json: bool,
+) -> Result<bool> {
+    let before: Events = client.get(&format!("/time/events?after={}", u64::MAX))?;
+    client.change(method, path, change)?;
+    let shown = events::show_after(client, before.last, json)?;
+    Ok(shown != before.last)
 }
 
 fn snapshot(client: &Client, folder: &Path) -> Result<()> {

@@ -52,6 +52,26 @@ fn a_vm_is_described_paused_and_resumed() {
     assert_eq!(vm.records.last(), 3, "what changes nothing is no event");
 }
 
+const PREPARE: &str = r#"{"phase":"Prepare"}"#;
+const FINISH: &str = r#"{"phase":"Finish"}"#;
+
+#[test]
+fn an_announced_sleep_stops_a_vm_and_its_end_lets_no_other_pause_end() {
+    let (vm, api) = started();
+    let state = |api: &Api| ask(api, "GET", "/", "").1["state"].clone();
+    let announce = |body| ask(&api, "PUT", "/time/host-sleep", body).0;
+    assert_eq!((announce(FINISH), announce(PREPARE)), (204, 204));
+    assert_eq!(state(&api), "Paused");
+    assert_eq!((announce(PREPARE), announce(FINISH)), (204, 204));
+    assert_eq!(state(&api), "Running");
+    assert_eq!(vm.records.last(), 3);
+
+    assert_eq!(ask(&api, "PATCH", "/vm", PAUSE).0, 204);
+    assert_eq!((announce(PREPARE), announce(FINISH)), (204, 204));
+    assert_eq!(state(&api), "Paused");
+    assert_eq!(vm.records.last(), 4);
+}
+
 #[test]
 fn a_vm_that_was_not_started_is_in_no_state_to_be_changed() {
     let api = Api::new(FakeVm::default());
@@ -60,6 +80,8 @@ fn a_vm_that_was_not_started_is_in_no_state_to_be_changed() {
         ("PATCH", "/vm", PAUSE),
         ("PATCH", "/vm", RESUME),
         ("PUT", "/snapshot/create", r#"{"snapshot_path":"/a"}"#),
+        ("PUT", "/time/host-sleep", PREPARE),
+        ("PUT", "/time/host-sleep", FINISH),
     ] {
         let (status, message) = fault(&api, method, path, body);
         assert_eq!(status, 409);
@@ -97,6 +119,7 @@ fn a_failure_is_said_and_the_next_may_try() {
         ("GET", "/time", ""),
         ("GET", "/time/ledger", ""),
         ("PATCH", "/vm", PAUSE),
+        ("PUT", "/time/host-sleep", PREPARE),
         ("PUT", "/snapshot/create", snapshot),
     ] {
         let expected = (500, "the thread has ended".to_owned());
@@ -114,7 +137,7 @@ fn what_does_not_exist_is_refused_with_what_does() {
     assert_eq!(
         message,
         "there is no /machine-config; there are /, /vm, /snapshot/create, /migration, \
-         /actions, /time, /time/ledger, /time/events, /time/history"
+         /actions, /time, /time/ledger, /time/events, /time/host-sleep, /time/history"
     );
     let (status, message) = fault(&api, "PUT", "/vm", PAUSE);
     assert_eq!(

@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::faulty::Cut;
 use super::pair;
-use crate::cli::{PolicyArg, StolenTimeArg, SwitchArg, TimeArgs};
+use crate::cli::{PolicyArg, StallArg, StolenTimeArg, SwitchArg, TimeArgs};
 use crate::event::Event;
 use crate::generation::Generation;
 use crate::layout::RAM;
@@ -140,6 +140,9 @@ pub fn offer() -> Offer {
             on_pause: PolicyArg::Freeze,
             on_restore: PolicyArg::Freeze,
             on_migrate: PolicyArg::Advance,
+            on_suspend: PolicyArg::Freeze,
+            on_stall: StallArg::Report,
+            watch_host: SwitchArg::Off,
         },
         memory: vec![range],
         vcpus: 1,

@@ -1,0 +1,115 @@
+//! Until when vCPU threads may enter the guest.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use libc::c_int;
+
+use super::TERM_NS;
+use super::timer::ThreadTimer;
+use crate::clock;
+
+/// Never ends.
+const FOREVER: u64 = u64::MAX;
+
+/// A time, on `CLOCK_BOOTTIME`, after which no thread enters the guest, and a timer for each thread
+/// that may be about to.
+#[derive(Debug)]
+pub struct Lease {
+    until_ns: AtomicU64,
+    timers: Mutex<Vec<(usize, ThreadTimer)>>,
+}
+
+impl Lease {
+    /// One that has ended and is to be renewed again and again.
+    pub fn ended() -> Self {
+        Self::until(0)
+    }
+
+    /// One that never ends, for a VMM that does not want its host's sleep watched.
+    pub fn forever() -> Self {
+        Self::until(FOREVER)
+    }
+
+    fn until(until_ns: u64) -> Self {
+        Self {
+            until_ns: until_ns.into(),
+            timers: Mutex::default(),
+        }
+    }
+
+    /// Whether nobody may enter. To be asked after the thread's flag was armed, so that a timer
+    /// that fires from then on is seen there, and one before that here.
+    pub fn has_ended(&self) -> bool {
+        let until_ns = self.until_ns.load(Ordering::SeqCst);
+        until_ns != FOREVER && clock::boottime_ns() >= until_ns
+    }
+
+    /// Gives the calling thread a timer, which sends it `signal` when the lease ends.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn join(&self, index: usize, signal: c_int) -> io::Result<()> {
+        let mut timers = self.lock();
+        let until_ns = self.until_ns.load(Ordering::SeqCst);
+        if until_ns != FOREVER {
+            let timer = ThreadTimer::for_this_thread(signal)?;
+            if until_ns > 0 {
+                timer.arm(until_ns);
+            }
+            timers.push((index, timer));
+        }
+        Ok(())
+    }
+
+    /// Takes the timer of a thread away.
+    pub fn leave(&self, index: usize) {
+        self.lock().retain(|(owner, _)| *owner != index);
+    }
+
+    /// When it was renewed last and when it ends, on `CLOCK_BOOTTIME`.
+    pub fn term_ns(&self) -> (u64, u64) {
+        let until_ns = self.until_ns.load(Ordering::SeqCst);
+        (until_ns.saturating_sub(TERM_NS), until_ns)
+    }
+
+    /// Lets it end a [`TERM`](super::TERM) from now.
+    pub fn renew(&self) {
+        self.renew_until(clock::boottime_ns() + TERM_NS);
+    }
+
+    /// Extends it. The timers come first: whoever passes on the new lease has one that ends with
+    /// it, and whoever passed on the old one has until then as well.
+    pub(crate) fn renew_until(&self, until_ns: u64) {
+        let timers = self.lock();
+        for (_, timer) in &*timers {
+            timer.arm(until_ns);
+        }
+        self.until_ns.store(until_ns, Ordering::SeqCst);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(usize, ThreadTimer)>> {
+        self.timers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread::sleep;
+    use std::time::Duration;
+
+    #[test]
+    fn it_ends_at_its_time_and_can_be_renewed() {
+        let lease = Lease::ended();
+        assert!(lease.has_ended());
+        lease.renew_until(clock::boottime_ns() + 60_000_000_000);
+        assert!(!lease.has_ended());
+        lease.renew_until(clock::boottime_ns() + 2_000_000);
+        sleep(Duration::from_millis(3));
+        assert!(lease.has_ended());
+        assert!(!Lease::forever().has_ended());
+    }
+}
