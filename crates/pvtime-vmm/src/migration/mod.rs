@@ -2,7 +2,7 @@
 //!
 //! # The stream
 //!
-//! Both sides begin with a [`frame::Hello`]: a magic number and a version. Everything after it is
+//! Both sides begin with a magic number and a version. Everything after it is
 //! frames: kind, length, number, checksum, contents. A frame's checksum begins with that of the
 //! frame before it, so that the last one is the checksum of the whole stream.
 //!
