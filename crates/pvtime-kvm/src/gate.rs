@@ -175,9 +175,9 @@ impl<C> Gate<C> {
         &self.lease
     }
 
-    /// Renews the lease, and lets those pass who waited for it.
-    pub fn renew_lease(&self) {
-        self.lease.renew();
+    /// Renews the lease, because the VMM ran at `ran_ns`, and lets those pass who waited for it.
+    pub fn renew_lease(&self, ran_ns: u64) {
+        self.lease.renew(ran_ns);
         // Whoever looked at the lease before that holds the lock until it waits.
         let state = self.lock();
         if state.is_any(Place::Waiting) {
@@ -260,6 +260,14 @@ impl<C> Gate<C> {
             }
         }
         result
+    }
+
+    /// Takes back a close, because the lease has ended: members wait on, for that.
+    pub fn leave_to_lease(&self) {
+        let mut state = self.lock();
+        if state.position == Position::Closed {
+            self.set(&mut state, Position::Open);
+        }
     }
 
     fn let_pass(&self) {

@@ -27,7 +27,7 @@ pub struct Record {
     /// How much of the gap the guest's counters do not show, in ns.
     pub hidden_ns: u64,
     /// By how much the guest's counter moved over the gap, in ticks; absent where its frequency
-    /// changed.
+    /// changed, and for a sleep of the host that was noticed afterwards.
     pub shown_ticks: Option<u64>,
     /// Whether a negative gap was taken for none.
     pub clamped: bool,

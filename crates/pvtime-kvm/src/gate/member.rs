@@ -16,8 +16,9 @@ use crate::kick::Armed;
 /// What a member is told when it passes.
 type Watch<C> = Box<dyn Fn(Passing, &C) + Send>;
 
-/// Tells whether the thread was not stopped since somebody last knew that it ran.
-type Vouch = Box<dyn Fn() -> bool + Send>;
+/// Tells up to when the thread was not stopped since somebody last knew that it ran: on
+/// `CLOCK_BOOTTIME`, in ns; `None` where it may have been.
+type Vouch = Box<dyn Fn() -> Option<u64> + Send>;
 
 /// Something that a thread does at the gate; it hears of it itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +48,8 @@ impl<C> std::fmt::Debug for Member<C> {
 
 impl<C> Member<C> {
     /// Makes the calling thread the one for vCPU `index`; it calls `watch` when it passes. When it
-    /// finds the lease ended it renews it by itself if `vouch` says that it ran all the time: then
-    /// it was not the host that stopped.
+    /// finds the lease ended it renews it by itself if `vouch` says that it ran all the time, up to a
+    /// moment ago: then it was not the host that stopped.
     ///
     /// # Errors
     ///
@@ -61,7 +62,7 @@ impl<C> Member<C> {
         gate: &Arc<Gate<C>>,
         index: usize,
         watch: impl Fn(Passing, &C) + Send + 'static,
-        vouch: impl Fn() -> bool + Send + 'static,
+        vouch: impl Fn() -> Option<u64> + Send + 'static,
     ) -> io::Result<Self> {
         gate.lease.join(index, gate.signal)?;
         let mut state = gate.lock();
@@ -103,8 +104,9 @@ impl<C> Member<C> {
                 return Some(result);
             }
             drop(armed);
-            if self.gate.lease.has_ended() && (self.vouch)() {
-                self.gate.renew_lease();
+            let ran_ns = self.gate.lease.has_ended().then(|| (self.vouch)());
+            if let Some(ran_ns) = ran_ns.flatten() {
+                self.gate.renew_lease(ran_ns);
             } else if self.wait(vcpu) == Passage::Stopped {
                 return None;
             }

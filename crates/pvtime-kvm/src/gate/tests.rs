@@ -56,7 +56,7 @@ impl Guest {
 fn run(gate: &Arc<Gate<FakeVcpu>>, index: usize, guest: &Arc<Guest>) -> JoinHandle<u64> {
     let (gate, guest) = (Arc::clone(gate), Arc::clone(guest));
     thread::spawn(move || {
-        let member = Member::join(&gate, index, |_, _| (), || false).unwrap();
+        let member = Member::join(&gate, index, |_, _| (), || None).unwrap();
         let mut vcpu = FakeVcpu {
             hesitation: guest.hesitation * u32::try_from(index).unwrap(),
             ..FakeVcpu::default()
@@ -182,9 +182,9 @@ fn s2_nobody_enters_without_a_lease_and_all_do_when_it_is_renewed() {
         // They can be stopped there like anywhere else.
         gate.close(LIMIT, || ()).unwrap();
         assert_eq!(gate.on_each(|index, _| index), Some(vec![0, 1, 2]));
-        gate.open();
+        gate.leave_to_lease();
         assert_eq!(instructions(), before);
-        gate.renew_lease();
+        gate.renew_lease(clock::boottime_ns());
         wait_until(|| instructions() > before);
     }
     gate.stop();
@@ -197,15 +197,40 @@ fn s2_nobody_enters_without_a_lease_and_all_do_when_it_is_renewed() {
 fn a_thread_that_knows_that_it_ran_renews_the_lease_by_itself() {
     let gate = leased_gate(Duration::from_millis(1));
     sleep(Duration::from_millis(2));
-    let member = Member::join(&gate, 0, |_, _| panic!("it waits"), || true).unwrap();
+    let member = Member::join(
+        &gate,
+        0,
+        |_, _| panic!("it waits"),
+        || Some(clock::boottime_ns()),
+    )
+    .unwrap();
     let entered = member.enter(&mut FakeVcpu::default(), |_| gate.lease().has_ended());
     assert_eq!(entered, Some(false));
 }
 
 #[test]
+fn s2_a_thread_that_was_stopped_after_it_vouched_does_not_enter() {
+    let gate = leased_gate(Duration::ZERO);
+    let vouched = Arc::new(AtomicU32::new(0));
+    let (its_gate, counter) = (Arc::clone(&gate), Arc::clone(&vouched));
+    let thread = thread::spawn(move || {
+        let ran_ns = clock::boottime_ns();
+        // Whoever knows that it ran then knows nothing of the time since.
+        let vouch = move || (counter.fetch_add(1, Ordering::SeqCst) < 3).then_some(ran_ns);
+        sleep(crate::sleep::TERM);
+        let member = Member::join(&its_gate, 0, |_, _| (), vouch).unwrap();
+        member.enter(&mut FakeVcpu::default(), |_| ())
+    });
+    wait_until(|| gate.lock().is_any(Place::Waiting));
+    assert_eq!(vouched.load(Ordering::SeqCst), 4);
+    gate.stop();
+    assert_eq!(thread.join().unwrap(), None);
+}
+
+#[test]
 fn s2_a_thread_that_is_held_up_between_its_look_and_the_guest_does_not_enter() {
     let gate = leased_gate(Duration::from_secs(60));
-    let member = Member::join(&gate, 0, |_, _| (), || false).unwrap();
+    let member = Member::join(&gate, 0, |_, _| (), || None).unwrap();
     let mut vcpu = FakeVcpu::default();
     for held_up in [false, true, true, false] {
         let term = Duration::from_millis(if held_up { 5 } else { 60_000 });
@@ -228,7 +253,7 @@ fn s2_a_thread_that_is_held_up_between_its_look_and_the_guest_does_not_enter() {
 fn a_thread_that_does_not_come_out_is_named_and_the_rest_runs_on() {
     let gate = open_gate();
     // This thread is a member that handles an exit for ever.
-    let stuck = Member::join(&gate, 7, |_, _| (), || false).unwrap();
+    let stuck = Member::join(&gate, 7, |_, _| (), || None).unwrap();
     let error = gate.close(Duration::from_millis(20), || ()).unwrap_err();
     assert!(
         matches!(error, CloseError::Stuck { index: 7, .. }),
@@ -245,7 +270,7 @@ fn a_stopped_gate_stays_stopped() {
     gate.stop();
     gate.open();
     gate.close(LIMIT, || ()).unwrap();
-    let member = Member::join(&gate, 0, |_, _| (), || false).unwrap();
+    let member = Member::join(&gate, 0, |_, _| (), || None).unwrap();
     assert_eq!(member.wait(&mut FakeVcpu::default()), Passage::Stopped);
 }
 
@@ -261,7 +286,7 @@ fn run_told(gate: &Arc<Gate<FakeVcpu>>, guest: &Arc<Guest>) -> (JoinHandle<()>, 
             sleep(Duration::from_millis(20));
             telling.lock().unwrap().push(passing);
         };
-        let member = Member::join(&gate, 0, tell, || false).unwrap();
+        let member = Member::join(&gate, 0, tell, || None).unwrap();
         let mut vcpu = FakeVcpu::default();
         while member.enter(&mut vcpu, |vcpu| guest.run(vcpu)).is_some() {}
     });

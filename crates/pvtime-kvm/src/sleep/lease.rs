@@ -42,8 +42,15 @@ impl Lease {
     /// Whether nobody may enter. To be asked after the thread's flag was armed, so that a timer
     /// that fires from then on is seen there, and one before that here.
     pub fn has_ended(&self) -> bool {
+        // The clock is read last.
         let until_ns = self.until_ns.load(Ordering::SeqCst);
         until_ns != FOREVER && clock::boottime_ns() >= until_ns
+    }
+
+    /// Whether it had, at a time on `CLOCK_BOOTTIME`.
+    pub fn had_ended_at(&self, now_ns: u64) -> bool {
+        let until_ns = self.until_ns.load(Ordering::SeqCst);
+        until_ns != FOREVER && now_ns >= until_ns
     }
 
     /// Gives the calling thread a timer, which sends it `signal` when the lease ends.
@@ -75,19 +82,29 @@ impl Lease {
         (until_ns.saturating_sub(TERM_NS), until_ns)
     }
 
-    /// Lets it end a [`TERM`](super::TERM) from now.
-    pub fn renew(&self) {
-        self.renew_until(clock::boottime_ns() + TERM_NS);
+    /// Lets it end a [`TERM`](super::TERM) after a time, on `CLOCK_BOOTTIME`, at which the VMM is
+    /// known to have run. That time is the caller's to read, before it looked for a stop: one that
+    /// comes between its look and this leaves a lease that has ended already.
+    pub fn renew(&self, ran_ns: u64) {
+        let timers = self.lock();
+        let until_ns = ran_ns.saturating_add(TERM_NS);
+        if until_ns > self.until_ns.load(Ordering::SeqCst) {
+            self.extend(&timers, until_ns);
+        }
     }
 
-    /// Extends it. The timers come first: whoever passes on the new lease has one that ends with
-    /// it, and whoever passed on the old one has until then as well.
-    pub(crate) fn renew_until(&self, until_ns: u64) {
-        let timers = self.lock();
-        for (_, timer) in &*timers {
+    /// The timers come first: whoever passes on the new lease has one that ends with it, and
+    /// whoever passed on the old one has until then as well.
+    fn extend(&self, timers: &[(usize, ThreadTimer)], until_ns: u64) {
+        for (_, timer) in timers {
             timer.arm(until_ns);
         }
         self.until_ns.store(until_ns, Ordering::SeqCst);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn renew_until(&self, until_ns: u64) {
+        self.extend(&self.lock(), until_ns);
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(usize, ThreadTimer)>> {
@@ -111,5 +128,18 @@ mod tests {
         sleep(Duration::from_millis(3));
         assert!(lease.has_ended());
         assert!(!Lease::forever().has_ended());
+    }
+
+    #[test]
+    fn what_somebody_knew_before_a_stop_renews_nothing_after_it() {
+        let lease = Lease::ended();
+        let now_ns = clock::boottime_ns();
+        assert!(lease.had_ended_at(now_ns));
+        lease.renew(now_ns - TERM_NS);
+        assert!(lease.has_ended());
+        lease.renew(now_ns + 60_000_000_000);
+        lease.renew(now_ns);
+        assert!(!lease.has_ended(), "who comes late shortens nothing");
+        assert!(lease.had_ended_at(now_ns + 60_000_000_000 + TERM_NS));
     }
 }

@@ -12,7 +12,7 @@ use pvtime::host::ledger::{Accounts, Ledger, LedgerError};
 use rustix::thread::Pid;
 
 use crate::clock;
-use crate::sleep::Activity;
+use crate::sleep::{Activity, Lease};
 use crate::thread_stat::{self, HaltTime, ThreadAccounts};
 
 /// A vCPU's account, shared by its thread and whoever asks.
@@ -90,9 +90,14 @@ impl VcpuAccount {
         waited_ns
     }
 
-    /// Takes down what the thread did up to now, for the two below.
-    pub fn look(&self) {
-        self.lock().look();
+    /// Takes down what the thread did up to now, for the two below, if the lease has not ended by
+    /// then: a stop that was not dealt with must not lie before the last look.
+    pub fn look(&self, lease: &Lease) {
+        let mut entries = self.lock();
+        let looked = entries.look();
+        if !lease.has_ended() {
+            entries.looked = looked;
+        }
     }
 
     /// What it did up to the last look, and up to now; `None` where nothing is known.
@@ -101,10 +106,11 @@ impl VcpuAccount {
         entries.looked.zip(entries.activity())
     }
 
-    /// Whether the thread was not stopped since the last look.
-    pub fn ran(&self) -> bool {
-        self.activity()
-            .is_some_and(|(before, now)| before.ran_until(&now))
+    /// Up to when, on `CLOCK_BOOTTIME`, the thread was not stopped since the last look; `None` where
+    /// it may have been.
+    pub fn ran_until_ns(&self) -> Option<u64> {
+        let (before, now) = self.activity()?;
+        before.ran_until(&now).then_some(now.physical_ns)
     }
 
     /// The host slept while the thread, which waits at the gate now, was in the guest or about to
@@ -187,20 +193,18 @@ impl Entries {
             Some(ledger) => ledger.resume(now, cause)?,
             None => self.ledger = Some(Ledger::start(now)),
         }
-        // What it waited at the gate is no stop.
-        self.look();
         self.residual_ns = self.ledger.map_or(0, |it| it.accounts().residual_ns());
         Ok(now.stolen_ns.saturating_sub(self.arrived_ns))
     }
 
-    fn look(&mut self) {
+    fn look(&self) -> Option<Activity> {
         let busy_ns = self.thread.busy_ns().ok();
         // Last, so that nothing is missed of what the thread does meanwhile.
         let physical_ns = clock::boottime_ns();
-        self.looked = busy_ns.map(|busy_ns| Activity {
+        busy_ns.map(|busy_ns| Activity {
             physical_ns,
             busy_ns,
-        });
+        })
     }
 
     fn activity(&self) -> Option<Activity> {

@@ -391,8 +391,7 @@ impl VmTime {
             if !self.gate.lease().has_ended() {
                 return Ok((state, now));
             }
-            // It stays closed to all without a lease.
-            self.gate.open();
+            self.gate.leave_to_lease();
             drop(state);
             let held_up = self
                 .watch

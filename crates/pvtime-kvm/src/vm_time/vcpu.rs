@@ -67,10 +67,12 @@ impl VcpuTime {
                 }
                 Passing::Leaves => {
                     let waited_ns = account.leave(its_time.closed_for.get(), is_off(vcpu));
+                    // What it waited at the gate is no stop.
+                    account.look(its_time.gate.lease());
                     its_time.stolen.leave(index, waited_ns);
                 }
             },
-            move || own.ran(),
+            move || own.ran_until_ns(),
         );
         let member = member.map_err(|source| Error::Timer { index, source })?;
         Ok(RunningVcpu {

@@ -88,17 +88,14 @@ struct Watcher {
 
 impl Watcher {
     fn beat(&mut self, time: &VmTime) {
-        let settled = if self.is_unsettled || time.gate.lease().has_ended() {
+        let now_ns = clock::boottime_ns();
+        let settled = if self.is_unsettled || time.gate.lease().had_ended_at(now_ns) {
             self.settle(time, None)
         } else {
-            time.gate.renew_lease();
+            time.gate.renew_lease(now_ns);
             self.look_now_and_then(time)
         };
-        let failure = settled.err().map(|error| error.to_string());
-        if failure.is_none() && time.gate.lease().has_ended() {
-            time.gate.renew_lease();
-        }
-        *lock(&time.watch.held_up) = failure;
+        *lock(&time.watch.held_up) = settled.err().map(|error| error.to_string());
     }
 
     fn look_now_and_then(&mut self, time: &VmTime) -> Result<(), Error> {
@@ -110,9 +107,17 @@ impl Watcher {
         if !state.timeline.is_running() {
             return Ok(());
         }
-        match time.step(&mut state, time.now(), Event::Observe) {
+        let now = time.now();
+        for account in state.accounts_of_threads().flatten() {
+            account.look(time.gate.lease());
+        }
+        // A stop that was not dealt with must not lie before what is known of the clocks.
+        if time.gate.lease().has_ended() {
+            return Ok(());
+        }
+        match time.step(&mut state, now, Event::Observe) {
             Ok(_) => {
-                self.look(time, &state);
+                self.looked = now;
                 Ok(())
             }
             Err(Error::Timeline(
@@ -127,17 +132,12 @@ impl Watcher {
         }
     }
 
-    fn look(&mut self, time: &VmTime, state: &State) {
-        self.looked = clock::sample(time.frequency);
-        for account in state.accounts_of_threads().flatten() {
-            account.look();
-        }
-    }
-
     /// Sets a running VM's time right, for what is known or for what can be found out.
     fn settle(&mut self, time: &VmTime, known: Option<Evidence>) -> Result<(), Error> {
         let mut state = time.lock();
         if !state.timeline.is_running() {
+            // Nobody is in the guest, and what passes until then belongs to the pause.
+            time.gate.renew_lease(clock::boottime_ns());
             return Ok(());
         }
         time.closed_for.set(Cause::HostSuspend);
@@ -148,9 +148,9 @@ impl Watcher {
         // Nobody passes before the gate opens, and it does not after an error, until a later beat.
         self.is_unsettled = true;
         self.looked = now;
-        time.gate.renew_lease();
+        time.gate.renew_lease(now.boottime_ns);
         match evidence {
-            Some(evidence) => time.slept(&mut state, evidence, most_ns)?,
+            Some(evidence) => time.slept(&mut state, now, evidence, most_ns)?,
             None => time.gate.open(),
         }
         self.is_unsettled = false;
@@ -171,14 +171,20 @@ impl VmTime {
         }
     }
 
-    /// Enters a sleep of the host in the accounts, all vCPUs being at the gate, takes it out of the
-    /// VM's time, and lets the vCPUs in.
-    fn slept(&self, state: &mut State, evidence: Evidence, most_ns: u64) -> Result<(), Error> {
+    /// Enters a sleep of the host up to `now` in the accounts, all vCPUs being at the gate, takes it
+    /// out of the VM's time, and lets the vCPUs in. What passes from `now` on is as if they ran.
+    fn slept(
+        &self,
+        state: &mut State,
+        now: HostSample,
+        evidence: Evidence,
+        most_ns: u64,
+    ) -> Result<(), Error> {
         for account in state.accounts_of_threads().flatten() {
             account.slept(Cause::HostSuspend, most_ns);
         }
         let event = Event::Slept(evidence);
-        let stepped = || self.step(state, self.now(), event);
+        let stepped = || self.step(state, now, event);
         let record = self.gate.open_after(stepped)?;
         let gap = record.as_ref().and_then(|record| record.gap.as_ref());
         if let Some(gap_ns) = gap.and_then(|gap| u64::try_from(gap.ns).ok()) {

@@ -11,7 +11,7 @@ use pvtime::host::Cause;
 use pvtime::host::timeline::{CounterScope, Policies, Policy};
 use pvtime_kvm::record::Record;
 use pvtime_kvm::registers::{PTIMER_CTL, PTIMER_CVAL, TIMER_CTL, TIMER_CVAL};
-use pvtime_kvm::{CounterChoice, Error, REGISTER_LIMITS, VmTime, VmTimeConfig, counter};
+use pvtime_kvm::{CounterChoice, Error, REGISTER_LIMITS, VmTime, VmTimeConfig, clock, counter};
 
 /// Shows the virtual and the physical counter, again and again.
 const PROGRAM: [u32; 7] = [
@@ -244,20 +244,26 @@ fn t1_t2_both_counters_start_near_0_and_agree() {
     }
 }
 
+/// A pause.
+const LENGTH: Duration = Duration::from_millis(300);
+
 #[test]
 fn t11_a_frozen_pause_is_not_seen() {
     let reader = Reader::started(config(2, Policy::Freeze));
+    let mut most_ns = 0;
     for _ in 0..5 {
         reader.wait(20);
+        let asked_ns = clock::boottime_ns();
         reader.time.pause(Cause::Operator).unwrap();
         let before = reader.last();
-        sleep(Duration::from_millis(300));
+        sleep(LENGTH);
         assert_eq!(
             reader.last().host_after,
             before.host_after,
             "no guest instruction ran"
         );
         reader.time.resume().unwrap();
+        most_ns += clock::boottime_ns() - asked_ns;
         reader.wait(20);
         let record = reader.records().pop().unwrap();
         assert_eq!(record.shown_ticks, Some(0));
@@ -278,17 +284,20 @@ fn t11_a_frozen_pause_is_not_seen() {
         assert!(records.iter().any(shows), "{reading:?} {records:?}");
     }
     // The pauses are paused time in the ledger, not stolen and not idle.
+    let asked_ns = clock::boottime_ns();
     let accounts = reader.time.ledger().unwrap();
+    most_ns += clock::boottime_ns() - asked_ns;
     for account in &accounts {
-        let paused_ms = account.paused.of(Cause::Operator) / 1_000_000;
-        assert!((1500..3000).contains(&paused_ms), "{account:?}");
-        let residual_ns = account.residual_ns();
-        // A host that is emulated on a busy machine is in nobody's account for milliseconds.
-        let limit_ns = i128::from(account.physical_ns / 50);
+        let paused_ns = u128::from(account.paused.of(Cause::Operator));
+        let least_ns = 5 * LENGTH.as_nanos();
         assert!(
-            residual_ns.abs() <= limit_ns,
-            "{residual_ns} of {account:?}"
+            (least_ns..=most_ns.into()).contains(&paused_ns),
+            "{account:?}"
         );
+        // No pause is in two accounts or in none. How well they balance besides is for the lab's
+        // scenario `ledger`: threads that wait for each other on a busy machine are in no account.
+        let residual_ns = account.residual_ns().unsigned_abs();
+        assert!(residual_ns < LENGTH.as_nanos(), "{account:?}");
     }
 }
 

@@ -391,6 +391,7 @@ fn l4_l5_timers_fire_when_pv_time_says() {
             let deadline = before.mapping().to_pv.apply(in_300_ms).unwrap();
             let pv = |count| to_here.to_pv.apply(count).unwrap();
             let mut waited = 0;
+            let mut last_count = 0;
             loop {
                 let report = guest.take(1).remove(0);
                 assert!(report.timers[expired].is_due, "it was, and stays so");
@@ -399,7 +400,10 @@ fn l4_l5_timers_fire_when_pv_time_says() {
                     assert!(pv(timer.after) >= deadline, "early: {timer:?}");
                     break;
                 }
-                assert!(pv(timer.before) < deadline, "late: {timer:?}");
+                // An emulated timer may tell a moment late that it is due. KVM sets it anew when the
+                // guest is entered, which it was since the last report.
+                assert!(pv(last_count) < deadline, "late: {last_count}, {timer:?}");
+                last_count = report.timers[1].after;
                 waited += 1;
             }
             assert!(waited > 0, "it was pending when the guest went on");

@@ -1,77 +1,97 @@
-//! Stops this process, all of its threads, from outside.
-#![expect(
-    unsafe_code,
-    reason = "a process that outlives its parent's stop is forked"
-)]
+//! Stops this process, all of its threads, from outside, and says for how long.
 
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
 use std::time::Duration;
+use std::{env, fs, thread};
 
 use pvtime_kvm::clock::boottime_ns;
+use rustix::process::{Pid, Signal, getppid, kill_process};
 
-/// A child that stops its parent when it is told to, and lets it go on. It ends with it.
+/// Where the other process begins.
+const CHILD: &str = "stopper::stops_its_parent";
+
+/// A process that stops this one when it is told to, and lets it go on. It ends with it.
 pub struct Stopper {
-    lengths: File,
+    child: Child,
+    lengths: Option<ChildStdin>,
+    stops: BufReader<ChildStderr>,
+}
+
+/// A stop that is over; both by `CLOCK_BOOTTIME`.
+#[derive(Clone, Copy, Debug)]
+pub struct Stop {
+    /// For this long at least no thread ran.
+    pub whole_ns: u64,
+    /// It was asked for at this time.
+    pub asked_ns: u64,
 }
 
 impl Stopper {
     pub fn start() -> Self {
-        let mut ends = [0; 2];
-        // SAFETY: the call writes two descriptors.
-        let made = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
-        assert_eq!(made, 0, "no pipe");
-        // SAFETY: the descriptors are new and nobody else's.
-        let [reading, writing] = ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) });
-        // SAFETY: the child calls nothing but what may be called between fork and exec.
-        match unsafe { libc::fork() } {
-            0 => {
-                drop(writing);
-                stop_parent(reading.as_raw_fd());
-            }
-            child => assert!(child > 0, "no child"),
-        }
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args([CHILD, "--exact", "--ignored", "--nocapture"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         Self {
-            lengths: writing.into(),
+            lengths: child.stdin.take(),
+            stops: BufReader::new(child.stderr.take().unwrap()),
+            child,
         }
     }
 
-    /// Has this process stopped for that long, and returns when it goes on.
-    pub fn stop_for(&mut self, length: Duration) {
-        let ns = u64::try_from(length.as_nanos()).unwrap();
-        let mut last_ns = boottime_ns();
-        let limit_ns = last_ns + 20_000_000_000;
-        self.lengths.write_all(&ns.to_ne_bytes()).unwrap();
-        loop {
-            let now_ns = boottime_ns();
-            if now_ns - last_ns > ns - ns / 4 {
-                return;
-            }
-            assert!(now_ns < limit_ns, "nobody stopped this process");
-            last_ns = now_ns;
+    /// Has this process stopped for that long, and returns when it goes on: the first thing that
+    /// the calling thread does then.
+    pub fn stop_for(&mut self, length: Duration) -> Stop {
+        let asked_ns = boottime_ns();
+        let mut lengths = self.lengths.as_ref().expect("it is taken when this ends");
+        writeln!(lengths, "{}", length.as_nanos()).unwrap();
+        let mut said = String::new();
+        self.stops.read_line(&mut said).unwrap();
+        let whole_ns = said.trim().parse();
+        Stop {
+            whole_ns: whole_ns.unwrap_or_else(|_| panic!("nobody stopped this process: {said}")),
+            asked_ns,
         }
     }
 }
 
-/// The child's whole life. It allocates nothing and locks nothing, as its parent had threads.
-fn stop_parent(lengths: libc::c_int) -> ! {
-    loop {
-        let mut ns = 0_i64;
-        let bytes = size_of::<i64>();
-        // SAFETY: plain system calls; the buffer has as many bytes as are read.
-        unsafe {
-            if libc::read(lengths, (&raw mut ns).cast(), bytes) != bytes.cast_signed() {
-                libc::_exit(0);
-            }
-            let parent = libc::getppid();
-            let length = libc::timespec {
-                tv_sec: ns / 1_000_000_000,
-                tv_nsec: ns % 1_000_000_000,
-            };
-            libc::kill(parent, libc::SIGSTOP);
-            libc::nanosleep(&raw const length, std::ptr::null_mut());
-            libc::kill(parent, libc::SIGCONT);
-        }
+impl Drop for Stopper {
+    fn drop(&mut self) {
+        drop(self.lengths.take());
+        let _ = self.child.wait();
     }
+}
+
+#[test]
+#[ignore = "the other half of a Stopper, which runs it"]
+fn stops_its_parent() {
+    let parent = getppid().expect("the test that runs this");
+    for line in std::io::stdin().lines() {
+        let length = Duration::from_nanos(line.unwrap().parse().unwrap());
+        kill_process(parent, Signal::STOP).unwrap();
+        while !is_stopped(parent) {
+            thread::yield_now();
+        }
+        let start_ns = boottime_ns();
+        thread::sleep(length);
+        // It is there when the other goes on.
+        eprintln!("{}", boottime_ns() - start_ns);
+        kill_process(parent, Signal::CONT).unwrap();
+    }
+}
+
+/// Whether every thread is: one after the other takes the signal.
+fn is_stopped(process: Pid) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    tasks.flatten().all(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // The state follows the name, which is in parentheses.
+        stat.rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.trim_start().starts_with('T'))
+    })
 }

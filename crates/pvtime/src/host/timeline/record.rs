@@ -278,11 +278,13 @@ pub struct Adjustment {
 }
 
 impl Adjustment {
-    /// Ticks by which the guest's counter moved over the gap, if its frequency stayed.
+    /// Ticks by which the guest's counter moved over the gap, if its frequency stayed; `None` for a
+    /// sleep that was noticed afterwards, where both readings are of the moment when it was.
     #[must_use]
     pub fn shown_ticks(&self) -> Option<u64> {
         let same = self.before.frequency == self.after.frequency;
-        same.then(|| self.after.guest.0.wrapping_sub(self.before.guest.0))
+        let both_ends = self.event != EventKind::Slept;
+        (same && both_ends).then(|| self.after.guest.0.wrapping_sub(self.before.guest.0))
     }
 
     /// The gap in ticks of the host's counter after it, rounded towards 0.

@@ -701,6 +701,7 @@ fn s1_s3_a_sleep_is_taken_out_and_told() {
             (Some(Cause::HostSuspend), 4 * NS_PER_S)
         );
         assert_eq!(record.gap.unwrap().source, GapSource::SleepClocks);
+        assert_eq!(record.shown_ticks(), None, "both readings are of now");
         let told = vm.paused_time();
         assert_eq!((told.paused_ns, told.events), (4 * NS_PER_S, 1));
         assert_eq!((told.last.counter, told.last.frozen), (asleep, true));
