@@ -294,10 +294,9 @@ fn t11_a_frozen_pause_is_not_seen() {
             (least_ns..=most_ns.into()).contains(&paused_ns),
             "{account:?}"
         );
-        // No pause is in two accounts or in none. How well they balance besides is for the lab's
+        // No pause is in another account as well. How well they balance besides is for the lab's
         // scenario `ledger`: threads that wait for each other on a busy machine are in no account.
-        let residual_ns = account.residual_ns().unsigned_abs();
-        assert!(residual_ns < LENGTH.as_nanos(), "{account:?}");
+        assert!(account.residual_ns() > -300_000_000, "{account:?}");
     }
 }
 
