@@ -1,8 +1,9 @@
 //! The command line.
 
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
 use clap::builder::styling::Styles;
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use pvtime::host::timeline::{Policy, StallPolicy};
@@ -14,6 +15,7 @@ use crate::api::requests::DEFAULT_DOWNTIME_MS;
 use crate::console::Destination;
 use crate::layout::{END, MAX_VCPUS, RAM};
 use crate::migration::address::Address;
+use crate::migration::tls;
 
 /// Runs virtual machines whose clocks are right.
 #[derive(Debug, Parser)]
@@ -59,8 +61,9 @@ pub enum Command {
 
 const MIGRATE_EXAMPLES: &str = "\
 Examples:
-  pvtime migrate vm.sock tcp:other.example:7001 --dry-run
-  pvtime migrate vm.sock tcp:other.example:7001 --downtime 100 --bandwidth 200
+  pvtime migrate vm.sock tcp:other.example:7001 --dry-run \\
+      --tls-cert this.pem --tls-key this.key --tls-ca ca.pem
+  pvtime migrate vm.sock tcp:10.0.0.2:7001 --insecure --downtime 100 --bandwidth 200
   pvtime migrate vm.sock unix:/run/other.sock --json
 
 The other host is asked before any memory moves: a VM that it cannot go on with stays and does not
@@ -103,7 +106,8 @@ pub struct MigrateArgs {
 
 const RECEIVE_EXAMPLES: &str = "\
 Examples:
-  pvtime receive tcp:0.0.0.0:7001 --api-socket vm.sock --insecure
+  pvtime receive tcp:0.0.0.0:7001 --api-socket vm.sock \\
+      --tls-cert this.pem --tls-key this.key --tls-ca ca.pem
   pvtime receive unix:/run/other.sock --console guest.log
 
 The VM brings its name, its memory, its vCPUs and how its time is kept. Whoever asks for what this
@@ -137,9 +141,60 @@ pub struct ReceiveArgs {
 /// How a migration's stream is kept from others.
 #[derive(Clone, Debug, Args)]
 pub struct SecurityArgs {
+    /// This host's certificate, and those between it and its authority, PEM; encrypts the stream
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The key to it, PEM, which nobody else may read
+    #[arg(long, value_name = "FILE", requires_all = ["tls_cert", "tls_ca"])]
+    pub tls_key: Option<PathBuf>,
+
+    /// Certificates of the authorities that may have signed the other host's, PEM
+    #[arg(long, value_name = "FILE", requires_all = ["tls_cert", "tls_key"])]
+    pub tls_ca: Option<PathBuf>,
+
+    /// The name or IP address that the other host's certificate has to have; by default that of the
+    /// destination's address for `migrate`, and any for `receive`
+    #[arg(long, value_name = "NAME", requires = "tls_cert")]
+    pub tls_name: Option<String>,
+
     /// Let the guest's memory cross the network in the clear, for everybody there to read and change
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["tls_cert", "tls_key", "tls_ca", "tls_name"])]
     pub insecure: bool,
+}
+
+impl SecurityArgs {
+    /// The files, if there are any, by paths that are right wherever they are read.
+    ///
+    /// # Errors
+    ///
+    /// For what is no path, or cannot be told to another process.
+    pub fn tls(&self) -> Result<Option<tls::Files>> {
+        let (Some(cert), Some(key), Some(ca)) = (&self.tls_cert, &self.tls_key, &self.tls_ca)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(tls::Files {
+            cert: absolute(cert)?,
+            key: absolute(key)?,
+            ca: absolute(ca)?,
+            name: self.tls_name.clone(),
+        }))
+    }
+}
+
+/// A path from the root on, as it can stand in JSON.
+///
+/// # Errors
+///
+/// For what is no path, or not UTF-8.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    let absolute =
+        std::path::absolute(path).with_context(|| format!("{} is no path", path.display()))?;
+    absolute
+        .to_str()
+        .with_context(|| format!("{} is not UTF-8; give another path", path.display()))?;
+    Ok(absolute)
 }
 
 const RUN_EXAMPLES: &str = "\

@@ -65,6 +65,7 @@ impl Leaving<'_> {
     fn security(&self) -> Security {
         Security {
             insecure: self.request.insecure,
+            tls: self.request.tls.clone(),
         }
     }
 }

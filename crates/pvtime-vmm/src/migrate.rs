@@ -30,7 +30,7 @@ pub fn migrate(args: &MigrateArgs) -> Result<ExitCode> {
     let cancel = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGINT, Arc::clone(&cancel)).context("cannot catch Ctrl-C")?;
     let client = Client::new(&args.socket);
-    let report = watch(&client, &start(&client, request(args)), &cancel)?;
+    let report = watch(&client, &start(&client, request(args)?), &cancel)?;
     let mut stdout = io::stdout().lock();
     let text = if args.json {
         serde_json::to_string(&report)?
@@ -44,14 +44,15 @@ pub fn migrate(args: &MigrateArgs) -> Result<ExitCode> {
     })
 }
 
-fn request(args: &MigrateArgs) -> Migrate {
-    Migrate {
+fn request(args: &MigrateArgs) -> Result<Migrate> {
+    Ok(Migrate {
         destination: args.destination.clone(),
         dry_run: args.dry_run,
         bandwidth_mib_s: args.bandwidth,
         downtime_ms: args.downtime,
         insecure: args.security.insecure,
-    }
+        tls: args.security.tls()?,
+    })
 }
 
 type Answer = Result<MigrationReport, client::Error>;

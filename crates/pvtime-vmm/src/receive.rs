@@ -14,8 +14,8 @@ use crate::migration::frame::Channel;
 use crate::migration::message::{Answer, Offer};
 use crate::migration::ownership::Ownership;
 use crate::migration::receive::{self, Arrived, Destination, Taken, Visit};
-use crate::migration::transport::Security;
-use crate::migration::wire::{Listener, Wire};
+use crate::migration::transport::{Door, Security};
+use crate::migration::wire::Wire;
 use crate::run::machine_config;
 
 /// A VM that arrived, and the source that waits for what becomes of it.
@@ -35,13 +35,13 @@ pub struct Arrival {
 ///
 /// Where nothing can be awaited.
 pub fn await_vm(args: &ReceiveArgs, cancel: &impl AsFd) -> Result<Option<Arrival>> {
-    let security = Security::from(&args.security);
-    let listener = Listener::bind(&args.address, security.may_leave())?;
-    let address = listener.address();
+    let door = Security::try_from(&args.security)?.listen(&args.address)?;
+    let address = door.address();
     let address = address.as_ref().unwrap_or(&args.address);
-    eprintln!("pvtime: waiting for a VM at {address}");
-    while !is_cancelled(&listener, cancel)? {
-        match visit(args, &security, &listener, cancel) {
+    let over = if door.is_secured() { " over TLS" } else { "" };
+    eprintln!("pvtime: waiting for a VM at {address}{over}");
+    while !is_cancelled(&door, cancel)? {
+        match visit(args, &door, cancel) {
             Ok(Some(arrival)) => return Ok(Some(arrival)),
             Ok(None) => {}
             Err(error) => eprintln!(
@@ -54,11 +54,11 @@ pub fn await_vm(args: &ReceiveArgs, cancel: &impl AsFd) -> Result<Option<Arrival
 }
 
 /// Waits for somebody to connect; true where there is to be no more waiting.
-fn is_cancelled(listener: &Listener, cancel: &impl AsFd) -> Result<bool> {
+fn is_cancelled(door: &Door, cancel: &impl AsFd) -> Result<bool> {
     loop {
         let mut fds = [
             PollFd::new(cancel, PollFlags::IN),
-            PollFd::new(listener, PollFlags::IN),
+            PollFd::new(door, PollFlags::IN),
         ];
         match poll(&mut fds, None) {
             Ok(_) => return Ok(!fds[0].revents().is_empty()),
@@ -69,17 +69,12 @@ fn is_cancelled(listener: &Listener, cancel: &impl AsFd) -> Result<bool> {
 }
 
 /// Hears one connection to its end or to a VM.
-fn visit(
-    args: &ReceiveArgs,
-    security: &Security,
-    listener: &Listener,
-    cancel: &impl AsFd,
-) -> Result<Option<Arrival>> {
+fn visit(args: &ReceiveArgs, door: &Door, cancel: &impl AsFd) -> Result<Option<Arrival>> {
     let cancel: OwnedFd = cancel.as_fd().try_clone_to_owned()?;
-    let Some(connection) = listener.accept(Some(cancel)) else {
+    let Some(wire) = door.accept(Some(cancel))? else {
         return Ok(None);
     };
-    let mut channel = Channel::open(security.accept(connection)?, PATIENCE)?;
+    let mut channel = Channel::open(wire, PATIENCE)?;
     match receive::receive(&mut channel, &mut Here(args))? {
         Visit::Asked { who, refusals } if refusals.is_empty() => {
             eprintln!("pvtime: {who:?} would be taken");
@@ -218,10 +213,13 @@ impl Here<'_> {
     }
 }
 
-impl From<&SecurityArgs> for Security {
-    fn from(args: &SecurityArgs) -> Self {
-        Self {
+impl TryFrom<&SecurityArgs> for Security {
+    type Error = anyhow::Error;
+
+    fn try_from(args: &SecurityArgs) -> Result<Self> {
+        Ok(Self {
             insecure: args.insecure,
-        }
+            tls: args.tls()?,
+        })
     }
 }

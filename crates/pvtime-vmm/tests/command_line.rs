@@ -78,6 +78,25 @@ fn options_that_do_not_exist() {
 }
 
 #[test]
+fn security_that_is_none() {
+    for command in [
+        &["receive", "tcp:127.0.0.1:0"][..],
+        &["migrate", "vm.sock", "tcp:127.0.0.1:1"],
+    ] {
+        let with = |options: &[&'static str]| [command, options].concat();
+        says(&with(&["--tls-cert", "a"]), "--tls-key <FILE>");
+        says(
+            &with(&["--tls-key", "a", "--tls-ca", "b"]),
+            "--tls-cert <FILE>",
+        );
+        says(&with(&["--tls-name", "a"]), "--tls-cert <FILE>");
+        let files = ["--tls-cert", "a", "--tls-key", "b", "--tls-ca", "c"];
+        let both = [&files[..], &["--insecure"]].concat();
+        says(&with(&both), "cannot be used with '--insecure'");
+    }
+}
+
+#[test]
 fn cpus_that_no_machine_has() {
     for cpus in ["0", "513", "-1", "many", "", "1.5", "99999999999999999999"] {
         says(&["run", "--kernel", "x", "--cpus", cpus], "--cpus <N>");

@@ -117,6 +117,33 @@ fn end_of(mut child: Child) -> (Option<i32>, String) {
 }
 
 #[test]
+fn a_migration_names_its_files_from_the_root_on() {
+    let setup = setup();
+    let output = Command::new(env!("CARGO_BIN_EXE_pvtime"))
+        .arg("migrate")
+        .arg(&setup.socket)
+        .args([
+            "tcp:other.example:7001",
+            "--tls-cert",
+            "a.pem",
+            "--tls-key",
+            "/b.key",
+        ])
+        .args(["--tls-ca", "../c.pem", "--tls-name", "other"])
+        .current_dir(setup.folder.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let asked = setup.vm.migrations.lock().unwrap().pop().unwrap();
+    let tls = asked.tls.unwrap();
+    assert_eq!(tls.cert, setup.folder.path().join("a.pem"));
+    assert_eq!(tls.key, Path::new("/b.key"));
+    assert_eq!(tls.ca, setup.folder.path().join("../c.pem"));
+    assert_eq!(tls.name.as_deref(), Some("other"));
+    assert!(!asked.insecure);
+}
+
+#[test]
 fn facts_are_printed_both_ways() {
     let setup = setup();
     for (command, of_people, of_json) in [

@@ -8,6 +8,7 @@ mod children;
 mod clocks;
 mod files;
 mod init;
+mod loopback;
 mod processes;
 mod register;
 mod service;
@@ -34,6 +35,10 @@ fn main() -> ExitCode {
 
 fn as_init() -> Result<()> {
     init::mount()?;
+    // Only a VM that moves over TCP needs it.
+    if let Err(error) = loopback::turn_on() {
+        eprintln!("lab-agent: {error:#}");
+    }
     let port = init::open_port()?;
     Service::new().serve(port)
 }

@@ -110,6 +110,21 @@ const ON_A_GOOD_HOST: &[Case] = &[
         says: &["--memory", "plenty"],
     },
     Case {
+        name: "receive_in_the_clear",
+        arguments: "receive tcp:0.0.0.0:7001",
+        says: &["which is not this machine", "--tls-cert", "--insecure"],
+    },
+    Case {
+        name: "certificate_missing",
+        arguments: "receive tcp:0.0.0.0:7001 --tls-cert {absent} --tls-key {absent} --tls-ca {absent}",
+        says: &["absent", "No such file"],
+    },
+    Case {
+        name: "certificate_that_is_none",
+        arguments: "receive unix:{absent} --tls-cert {Image} --tls-key {Image} --tls-ca {Image}",
+        says: &["Image", "it has more than 1 MiB"],
+    },
+    Case {
         name: "unknown_option",
         arguments: "run --kernel {Image} --stolen-times on",
         says: &["--stolen-times", "--stolen-time"],

@@ -8,6 +8,7 @@ use crate::scenario::{Scenario, Stage, Step, no_checks};
 use anyhow::{Context, Result};
 use guest_protocol::Workload;
 use guest_protocol::report::Sample;
+use lab_authority::{Authority, Request};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "migrate-same-frequency",
@@ -19,13 +20,55 @@ pub const SCENARIO: Scenario = Scenario {
 /// How often the guest moves.
 const MOVES: usize = 5;
 
+/// As many of them, the first, go over TCP and TLS; the others to a Unix socket.
+const OVER_TLS: usize = 1;
+
+/// Where a VMM waits for a guest that moves over TLS, and by what name its certificate has it.
+const ADDRESS: &str = "tcp:127.0.0.1:7001";
+const SOURCE: &str = "source.example";
+
 #[derive(Default)]
 struct Scene {
     host: Option<Host>,
     guest: Option<Guest>,
     moves: Vec<Move>,
+    over_tls: usize,
     backwards_steps: u64,
     spinning: usize,
+}
+
+/// Files of a host, by which a source and a destination there know each other.
+struct Certificates([String; 5]);
+
+impl Certificates {
+    /// Makes an authority and what it signs.
+    fn put(host: &mut Host) -> Result<Self> {
+        let authority = Authority::new("lab");
+        let source = authority.sign(&Request::new(&[SOURCE]));
+        let destination = authority.sign(&Request::new(&["127.0.0.1"]));
+        let files = [
+            ("ca.pem", &authority.certificate),
+            ("source.pem", &source.certificate),
+            ("source.key", &source.key),
+            ("destination.pem", &destination.certificate),
+            ("destination.key", &destination.key),
+        ];
+        for (name, text) in files {
+            host.put_file(&host.file(name), 0o600, text.as_bytes())?;
+        }
+        Ok(Self(files.map(|(name, _)| host.file(name))))
+    }
+
+    fn of_source(&self) -> Vec<&str> {
+        let Self([ca, cert, key, ..]) = self;
+        vec!["--tls-ca", ca, "--tls-cert", cert, "--tls-key", key]
+    }
+
+    fn of_destination(&self) -> Vec<&str> {
+        let Self([ca, _, _, cert, key]) = self;
+        let files = ["--tls-ca", ca, "--tls-cert", cert, "--tls-key", key];
+        [&files[..], &["--tls-name", SOURCE]].concat()
+    }
 }
 
 /// One migration, with what the guest saw around it.
@@ -88,9 +131,23 @@ fn migrate(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let guest = scene.guest.as_mut().context("no guest")?;
     for number in 1..=MOVES {
         stage.step(&format!("move it: {number} of {MOVES}"));
-        let receiver = Receiver::start(&format!("mover-{number}"), host)?;
+        let name = format!("mover-{number}");
+        let files = if number <= OVER_TLS {
+            Some(Certificates::put(host)?)
+        } else {
+            None
+        };
+        let receiver = match &files {
+            Some(files) => Receiver::start_at(&name, ADDRESS, host, &files.of_destination())?,
+            None => Receiver::start(&name, host)?,
+        };
+        let options = files.as_ref().map_or(Vec::new(), Certificates::of_source);
         let before = guest.sample(host)?;
-        let report = guest.move_to(host, &receiver, &[])?;
+        let report = guest.move_to(host, &receiver, &options)?;
+        let is_secured = receiver
+            .said(host)?
+            .contains(&format!("{ADDRESS} over TLS"));
+        scene.over_tls += usize::from(is_secured);
         let after = guest.sample(host)?;
         let spins = guest.spins(host)?;
         scene.backwards_steps += backwards_steps(&spins);
@@ -180,6 +237,12 @@ fn checks(scene: &Scene) -> Vec<Check> {
             "moves",
             count(scene.moves.len()),
             Limit::Equals(count(MOVES)),
+            "moves",
+        ),
+        Check::new(
+            "moves_over_tls",
+            count(scene.over_tls),
+            Limit::Equals(count(OVER_TLS)),
             "moves",
         ),
         Check::new(

@@ -37,6 +37,7 @@ pub struct Inner {
     /// Its migration was called off.
     pub is_cancelled: AtomicBool,
     pub snapshots: Mutex<Vec<PathBuf>>,
+    pub migrations: Mutex<Vec<Migrate>>,
     /// Where a snapshot says that it began, and what it then waits for.
     hold: Mutex<Option<(Sender<()>, Receiver<()>)>>,
 }
@@ -290,6 +291,7 @@ impl Vm for FakeVm {
             waits.recv().unwrap();
         }
         self.check()?;
+        self.migrations.lock().unwrap().push(request.clone());
         Ok(migration_report(request))
     }
 

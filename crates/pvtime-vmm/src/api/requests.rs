@@ -1,7 +1,7 @@
 //! What clients may ask for, checked. A refusal names the field.
 
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Fault;
 use crate::migration::address::Address;
+use crate::migration::tls;
 
 /// Longest wait for an event.
 pub const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -50,6 +51,58 @@ pub struct Migrate {
     /// Whether memory may leave this machine in the clear.
     #[serde(default)]
     pub insecure: bool,
+    /// The files that both sides prove themselves with; absent where the stream is in the clear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<tls::Files>,
+}
+
+impl Migrate {
+    /// Refuses files that are named by where the client is, and security that is none.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the field.
+    pub fn check(&self) -> Result<(), Fault> {
+        let Some(files) = &self.tls else {
+            return Ok(());
+        };
+        if self.insecure {
+            return Err(Fault::bad_request(
+                "the field insecure: with tls nothing is in the clear; leave one of them out"
+                    .into(),
+            ));
+        }
+        for (field, path) in [
+            ("cert", &files.cert),
+            ("key", &files.key),
+            ("ca", &files.ca),
+        ] {
+            check_absolute(&format!("tls.{field}"), path)?;
+        }
+        Ok(())
+    }
+}
+
+impl CreateSnapshot {
+    /// Refuses a folder that is named by where the client is.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the field.
+    pub fn check(&self) -> Result<(), Fault> {
+        check_absolute("snapshot_path", &self.snapshot_path)
+    }
+}
+
+fn check_absolute(field: &str, path: &Path) -> Result<(), Fault> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    Err(Fault::bad_request(format!(
+        "the field {field}: {} is relative, and the VMM's folder is not yours; give a path that \
+         begins with /",
+        path.display()
+    )))
 }
 
 /// What `pvtime migrate --downtime` is by default.

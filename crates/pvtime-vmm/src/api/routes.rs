@@ -211,23 +211,18 @@ fn not_started() -> Fault {
 }
 
 fn create_snapshot(api: &Api, request: &Request) -> Result<Response, Fault> {
-    let CreateSnapshot { snapshot_path } = parse(&request.body)?;
-    if !snapshot_path.is_absolute() {
-        return Err(Fault::bad_request(format!(
-            "the field snapshot_path: {} is relative, and the VMM's folder is not yours; give a \
-             path that begins with /",
-            snapshot_path.display()
-        )));
-    }
+    let create: CreateSnapshot = parse(&request.body)?;
+    create.check()?;
     let vm = api.vm();
     api.change("snapshot", || match vm.state() {
-        VmState::Running | VmState::Paused => Ok(vm.snapshot(&snapshot_path)?),
+        VmState::Running | VmState::Paused => Ok(vm.snapshot(&create.snapshot_path)?),
         state => Err(not_ours(state)),
     })
 }
 
 fn migrate(api: &Api, request: &Request) -> Result<Response, Fault> {
     let migrate: Migrate = parse(&request.body)?;
+    migrate.check()?;
     let vm = api.vm();
     let _under_way = UnderWay::enter(&api.change, "migration")?;
     match vm.state() {

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 
 use crate::api::answers::Events;
@@ -17,7 +17,7 @@ use crate::api::client::Client;
 use crate::api::requests::{
     Action, ActionType, ChangeState, CreateSnapshot, HostSleep, SleepPhase, WantedState,
 };
-use crate::cli::{CtlArgs, CtlCommand};
+use crate::cli::{self, CtlArgs, CtlCommand};
 
 /// Carries out the command.
 ///
@@ -100,11 +100,7 @@ fn change_and_show(
 }
 
 fn snapshot(client: &Client, folder: &Path) -> Result<()> {
-    let snapshot_path =
-        std::path::absolute(folder).with_context(|| format!("{} is no path", folder.display()))?;
-    snapshot_path
-        .to_str()
-        .with_context(|| format!("{} is not UTF-8; give another path", folder.display()))?;
+    let snapshot_path = cli::absolute(folder)?;
     let body = CreateSnapshot { snapshot_path };
     Ok(client.change("PUT", "/snapshot/create", &body)?)
 }

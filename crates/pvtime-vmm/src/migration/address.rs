@@ -43,8 +43,8 @@ pub enum ResolveError {
     /// The stream would leave this machine in the clear.
     #[error(
         "{host} is {address}, which is not this machine, and the guest's memory would go there \
-         for everybody to read; go by a tunnel and its unix: or loopback address, or give --insecure \
-         on a network that you trust"
+         for everybody to read; give --tls-cert, --tls-key and --tls-ca on both sides, go by a tunnel \
+         and its unix: or loopback address, or give --insecure on a network that you trust"
     )]
     InTheClear {
         /// The name.

@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use twox_hash::XxHash3_64;
 
+use super::tls::Refusal;
 use super::wire::{Cancelled, Wire};
 
 /// The version of the stream that this version writes and reads.
@@ -26,6 +27,10 @@ pub const VERSION: u32 = 1;
 
 /// What a stream begins with.
 const MAGIC: [u8; 8] = *b"PVTIMEMV";
+
+/// What TLS's records begin with that come first; the major version 3 follows.
+const TLS_ALERT: u8 = 21;
+const TLS_HANDSHAKE: u8 = 22;
 
 const HELLO_BYTES: usize = 16;
 const HEADER_BYTES: usize = 24;
@@ -137,6 +142,12 @@ pub enum StreamError {
     /// It is somebody else.
     #[error("the other side is no pvtime that moves VMs; check the address")]
     NotPvtime,
+    /// It is encrypted, and this side is not.
+    #[error("the other side speaks TLS; give --tls-cert, --tls-key and --tls-ca here as well")]
+    Encrypted,
+    /// One of the two sides does not accept the other.
+    #[error(transparent)]
+    Refused(Refusal),
     /// It is of another version.
     #[error(
         "the other side speaks version {theirs} of the stream and this one {VERSION}; use the same \
@@ -210,6 +221,9 @@ pub enum StreamError {
 
 impl From<io::Error> for StreamError {
     fn from(error: io::Error) -> Self {
+        if let Some(refusal) = Refusal::of_io(&error) {
+            return Self::Refused(refusal.clone());
+        }
         match error.kind() {
             _ if error
                 .get_ref()
@@ -288,9 +302,13 @@ impl<W: Wire> Channel<W> {
         wire.write_all(&ours)?;
         wire.flush()?;
         let mut theirs = [0; HELLO_BYTES];
-        // Not to wait for the rest of what is something else.
+        // Not to wait for the rest of what is something else, of which an alert of TLS has 7 bytes.
         let (magic, rest) = theirs.split_at_mut(MAGIC.len());
-        wire.read_exact(magic)?;
+        wire.read_exact(&mut magic[..2])?;
+        if matches!(magic[..2], [TLS_ALERT | TLS_HANDSHAKE, 3]) {
+            return Err(StreamError::Encrypted);
+        }
+        wire.read_exact(&mut magic[2..])?;
         if *magic != MAGIC {
             return Err(StreamError::NotPvtime);
         }

@@ -47,6 +47,7 @@ pub mod pace;
 pub mod receive;
 pub mod report;
 pub mod send;
+pub mod tls;
 pub mod transport;
 pub mod wire;
 

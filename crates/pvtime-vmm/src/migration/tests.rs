@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use faulty::{Cut, Faulty};
 use proptest::prelude::*;
-use sides::{Outcome, Side, World};
+use sides::{Carrier, Outcome, Side, World};
 
 use super::frame::Kind;
 use super::message::LiveOffer;
@@ -27,8 +27,16 @@ fn world() -> World {
 
 #[test]
 fn a_vm_moves_with_all_that_it_is() {
-    for runs in [true, false] {
-        let world = World { runs, ..world() };
+    let carriers = [Carrier::Clear, Carrier::Tls, Carrier::TlsOverFaults];
+    for (runs, carrier) in [true, false]
+        .into_iter()
+        .flat_map(|runs| carriers.map(|it| (runs, it)))
+    {
+        let world = World {
+            carrier,
+            runs,
+            ..world()
+        };
         let (outcome, report) = world.migrate(Cut::default());
         assert_eq!(outcome, Outcome::moved(runs));
         let report = report.unwrap();
@@ -198,26 +206,24 @@ fn assert_one_owner(outcome: &Outcome, what: &str) {
 
 #[test]
 fn a_connection_that_ends_at_any_message_leaves_one_owner() {
-    let whole = world().count_frames();
-    assert!(
-        whole.to_destination > 10 && whole.to_source == 3,
-        "{whole:?}"
-    );
-    let mut doubts = 0;
-    for frame in 0..whole.to_destination {
-        let cut = Cut::frame_to_destination(frame);
-        let (outcome, _) = world().migrate(cut);
-        doubts += u32::from(outcome.source == Side::InDoubt);
-        assert_one_owner(&outcome, &format!("{cut:?}"));
+    for carrier in [Carrier::Clear, Carrier::Tls] {
+        let world = World { carrier, ..world() };
+        let whole = world.count_frames();
+        assert!(
+            whole.to_destination > 10 && whole.to_source == 3,
+            "{whole:?}"
+        );
+        let to_destination = (0..whole.to_destination).map(Cut::frame_to_destination);
+        let to_source = (0..whole.to_source).map(Cut::frame_to_source);
+        let mut doubts = 0;
+        for cut in to_destination.chain(to_source) {
+            let (outcome, _) = world.migrate(cut);
+            doubts += u32::from(outcome.source == Side::InDoubt);
+            assert_one_owner(&outcome, &format!("{carrier:?}, {cut:?}"));
+        }
+        // Commit did not arrive, Started did not.
+        assert_eq!(doubts, 2);
     }
-    for frame in 0..whole.to_source {
-        let cut = Cut::frame_to_source(frame);
-        let (outcome, _) = world().migrate(cut);
-        doubts += u32::from(outcome.source == Side::InDoubt);
-        assert_one_owner(&outcome, &format!("{cut:?}"));
-    }
-    // Commit did not arrive, Started did not.
-    assert_eq!(doubts, 2);
 }
 
 proptest! {
@@ -252,6 +258,28 @@ proptest! {
         let total = world.count_bytes().to_destination;
         let (outcome, _) = world.migrate(Cut::flip(total * part / 10_000, bit));
         assert_one_owner(&outcome, "a changed byte");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn what_carries_tls_may_end_or_change_at_any_byte(
+        to_destination: bool, part in 0u64..10_000, bit in proptest::option::of(0u8..8)
+    ) {
+        let carrier = Carrier::TlsOverFaults;
+        let world = World { carrier, ..world() };
+        let total = world.count_bytes();
+        let byte = if to_destination { total.to_destination } else { total.to_source } * part / 10_000;
+        let cut = match bit {
+            Some(bit) => Cut::flip(total.to_destination * part / 10_000, bit),
+            None if to_destination => Cut::byte_to_destination(byte),
+            None => Cut::byte_to_source(byte),
+        };
+        let (outcome, report) = world.migrate(cut);
+        prop_assert!(report.is_err() || bit.is_none(), "a changed byte was taken: {cut:?}");
+        assert_one_owner(&outcome, &format!("{cut:?}"));
     }
 }
 

@@ -13,6 +13,8 @@ use rustix::fs::Mode;
 use rustix::process::umask;
 
 use super::address::{Address, ResolveError, resolve};
+use super::frame::StreamError;
+use super::tls::SetupError;
 
 /// Longest wait for a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -58,6 +60,12 @@ pub enum ConnectError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// TLS cannot be spoken with what was given.
+    #[error(transparent)]
+    Tls(#[from] SetupError),
+    /// One of the two sides refuses the other.
+    #[error("no secure connection: {0}")]
+    Refused(#[from] StreamError),
 }
 
 /// A socket with a deadline.

@@ -111,6 +111,47 @@ fn a_vm_is_saved_and_ended() {
 }
 
 #[test]
+fn a_migration_is_secured_by_files_of_the_host() {
+    let (vm, api) = started();
+    let migrate = |tls: Value| json!({ "destination": "tcp:other:1", "tls": tls }).to_string();
+    let files = |key: &str| json!({ "cert": "/a.pem", "key": key, "ca": "/ca.pem", "name": "b" });
+    assert_eq!(
+        ask(&api, "PUT", "/migration", &migrate(files("/a.key"))).0,
+        200
+    );
+    let asked = vm.migrations.lock().unwrap().pop().unwrap();
+    let tls = asked.tls.unwrap();
+    assert_eq!(
+        (tls.key, tls.name),
+        (Path::new("/a.key").into(), Some("b".into()))
+    );
+    let both = json!({ "destination": "tcp:a:1", "insecure": true, "tls": files("/a.key") });
+    for (body, expected) in [
+        (
+            migrate(files("a.key")),
+            "the field tls.key: a.key is relative",
+        ),
+        (
+            migrate(json!({ "cert": "/a", "key": "/b" })),
+            "missing field `ca`",
+        ),
+        (
+            migrate(json!({ "cert": "/a", "key": "/b", "ca": "/c", "crl": "/d" })),
+            "unknown field",
+        ),
+        (
+            both.to_string(),
+            "the field insecure: with tls nothing is in the clear",
+        ),
+    ] {
+        let (status, message) = fault(&api, "PUT", "/migration", &body);
+        assert_eq!(status, 400);
+        assert!(message.contains(expected), "{message}");
+    }
+    assert!(vm.migrations.lock().unwrap().is_empty());
+}
+
+#[test]
 fn a_failure_is_said_and_the_next_may_try() {
     let (vm, api) = started();
     vm.is_broken.store(true, Ordering::SeqCst);

@@ -75,7 +75,7 @@ impl Cut {
 
 /// A connection with a fault in what it sends.
 pub struct Faulty {
-    inner: Connection,
+    inner: Box<dyn Wire>,
     socket: UnixStream,
     fault: Fault,
     pub bytes: Arc<AtomicU64>,
@@ -85,12 +85,21 @@ pub struct Faulty {
 impl Faulty {
     pub fn new(socket: UnixStream, fault: Fault) -> Self {
         Self {
-            inner: socket.try_clone().unwrap().into(),
+            inner: Box::new(Connection::from(socket.try_clone().unwrap())),
             socket,
             fault,
             bytes: Arc::default(),
             writes: Arc::default(),
         }
+    }
+
+    /// Puts something between what fails and the socket.
+    pub fn over<E>(
+        self,
+        carrier: impl FnOnce(Box<dyn Wire>) -> Result<Box<dyn Wire>, E>,
+    ) -> Result<Self, E> {
+        let inner = carrier(self.inner)?;
+        Ok(Self { inner, ..self })
     }
 
     fn end(&self) -> io::Error {
@@ -119,6 +128,7 @@ impl Write for Faulty {
             Fault::Byte(byte) if byte < end => {
                 let kept = usize::try_from(byte.saturating_sub(start)).unwrap();
                 let _ = self.inner.write_all(&bytes[..kept]);
+                let _ = self.inner.flush();
                 Err(self.end())
             }
             Fault::Frame(frame) if frame <= write => Err(self.end()),
@@ -132,7 +142,7 @@ impl Write for Faulty {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.inner.flush()
     }
 }
 

@@ -8,14 +8,14 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::faulty::Cut;
+use super::faulty::{Cut, Faulty};
 use super::pair;
 use crate::cli::{PolicyArg, StallArg, StolenTimeArg, SwitchArg, TimeArgs};
 use crate::event::Event;
 use crate::generation::Generation;
 use crate::layout::RAM;
 use crate::migration::dirty::DirtyPages;
-use crate::migration::frame::Channel;
+use crate::migration::frame::{Channel, StreamError};
 use crate::migration::message::{Answer, Offer};
 use crate::migration::monitor::Monitor;
 use crate::migration::ownership::{Owner, Ownership};
@@ -23,6 +23,8 @@ use crate::migration::pace::Plan;
 use crate::migration::receive::{self, Destination, Taken, Visit};
 use crate::migration::report::Report;
 use crate::migration::send::{Failure, Sender, Source};
+use crate::migration::tls;
+use crate::migration::wire::Wire;
 use crate::snapshot::MemoryRange;
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
@@ -36,10 +38,45 @@ const PAGE: u64 = 4096;
 const PATIENCE: Duration = Duration::from_secs(1);
 const TIME: &[u8] = b"its time, as its owner writes it \0\xff";
 
+/// What the stream goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    Clear,
+    /// TLS, and the fault is in what it carries.
+    Tls,
+    /// TLS, and the fault is in what carries it.
+    TlsOverFaults,
+}
+
+impl Carrier {
+    fn of_source(self, end: Faulty) -> Result<Box<dyn Wire>, StreamError> {
+        let tls = tls::tests::pair();
+        Ok(match self {
+            Self::Clear => Box::new(end),
+            Self::Tls => {
+                Box::new(end.over(|wire| Ok::<_, StreamError>(Box::new(tls.0.connect(wire)?)))?)
+            }
+            Self::TlsOverFaults => Box::new(tls.0.connect(end)?),
+        })
+    }
+
+    fn of_destination(self, end: Faulty) -> Result<Box<dyn Wire>, StreamError> {
+        let tls = tls::tests::pair();
+        Ok(match self {
+            Self::Clear => Box::new(end),
+            Self::Tls => {
+                Box::new(end.over(|wire| Ok::<_, StreamError>(Box::new(tls.1.accept(wire)?)))?)
+            }
+            Self::TlsOverFaults => Box::new(tls.1.accept(end)?),
+        })
+    }
+}
+
 /// What happens to whom.
 #[derive(Clone)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fault of its own")]
 pub struct World {
+    pub carrier: Carrier,
     pub runs: bool,
     pub dry_run: bool,
     pub refusals: Vec<&'static str>,
@@ -57,6 +94,7 @@ pub struct World {
 impl Default for World {
     fn default() -> Self {
         Self {
+            carrier: Carrier::Clear,
             runs: true,
             dry_run: false,
             refusals: Vec::new(),
@@ -369,7 +407,7 @@ impl World {
 
     fn run(&self, cut: Cut) -> ((Outcome, Result<Report, Failure>), Counts, Counts) {
         let (ours, theirs) = pair(cut);
-        let count = |of: fn(&super::Faulty) -> &std::sync::Arc<std::sync::atomic::AtomicU64>| {
+        let count = |of: fn(&Faulty) -> &std::sync::Arc<std::sync::atomic::AtomicU64>| {
             [of(&ours).clone(), of(&theirs).clone()]
         };
         let (bytes, writes) = (count(|it| &it.bytes), count(|it| &it.writes));
@@ -389,7 +427,8 @@ impl World {
                     cancel.raise();
                 });
             }
-            let channel = Channel::open(ours, PATIENCE);
+            let wire = self.carrier.of_source(ours);
+            let channel = wire.and_then(|wire| Channel::open(wire, PATIENCE));
             let channel = channel.map_err(|error| Failure::Kept(error.into()))?;
             let sender = Sender {
                 channel,
@@ -419,8 +458,9 @@ impl World {
     }
 
     /// The destination: what it has in the end, and its memory.
-    fn arrive(&self, wire: super::Faulty) -> (Side, Option<Vec<u8>>) {
-        let Ok(mut channel) = Channel::open(wire, PATIENCE) else {
+    fn arrive(&self, wire: Faulty) -> (Side, Option<Vec<u8>>) {
+        let wire = self.carrier.of_destination(wire);
+        let Ok(mut channel) = wire.and_then(|wire| Channel::open(wire, PATIENCE)) else {
             return (Side::Nothing, None);
         };
         let visit = receive::receive(&mut channel, &mut FakeDestination(self));
@@ -451,7 +491,7 @@ impl World {
 }
 
 /// What a destination that takes everything makes of a stream.
-pub fn receive_quietly<W: crate::migration::wire::Wire>(
+pub fn receive_quietly<W: Wire>(
     channel: &mut Channel<W>,
 ) -> Result<Visit<GuestMemoryMmap>, receive::ReceiveError> {
     receive::receive(channel, &mut FakeDestination(&World::default()))
