@@ -10,7 +10,7 @@ pub mod message;
 pub mod tether;
 
 /// Version of the messages. Lab and agent are built together; this catches a stale initramfs.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Name of the virtio-serial port that carries the protocol.
 pub const PORT_NAME: &str = "org.pvtime.lab";

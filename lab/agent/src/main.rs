@@ -8,6 +8,7 @@ mod children;
 mod clocks;
 mod files;
 mod init;
+mod network;
 mod processes;
 mod register;
 mod service;

@@ -3,14 +3,21 @@
 use super::Guest;
 use crate::control::Adjustment;
 use crate::host::Host;
+use crate::wire::WireEnd;
 use anyhow::{Context, Result, bail};
 use guest_protocol::LineBuffer;
 use lab_agent::message::{Exit, Spawn, Spawned};
 use serde::Deserialize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest time for a whole migration.
 const MIGRATION_LIMIT: Duration = Duration::from_secs(120);
+
+/// Longest time until a VMM waits for a guest.
+const READY_LIMIT: Duration = Duration::from_secs(20);
+
+/// Lets a guest cross a network that is private.
+pub const INSECURE: &str = "--insecure";
 
 /// What `pvtime migrate --json` says, as far as the lab judges it.
 #[derive(Debug, Clone, Deserialize)]
@@ -47,7 +54,7 @@ pub struct Receiver {
     pub vmm: Spawned,
     /// Where it waits, for `pvtime migrate`.
     pub address: String,
-    name: String,
+    name: &'static str,
     socket: String,
     reports: String,
 }
@@ -57,16 +64,30 @@ impl Receiver {
     ///
     /// # Errors
     /// When it does not wait.
-    pub fn start(name: &str, host: &mut Host) -> Result<Self> {
+    pub fn start(name: &'static str, host: &mut Host) -> Result<Self> {
         let address = format!("unix:{}", host.file(&format!("{name}-migration.sock")));
         Self::start_at(name, &address, host, &[])
+    }
+
+    /// The same at its host's end of a network, for a guest of the host at the other end.
+    ///
+    /// # Errors
+    /// When it does not wait.
+    pub fn start_on(name: &'static str, host: &mut Host, end: WireEnd) -> Result<Self> {
+        let address = format!("tcp:{}:0", host.address_at(end)?);
+        Self::start_at(name, &address, host, &[INSECURE])
     }
 
     /// The same at an address of its host, with further options.
     ///
     /// # Errors
     /// When it does not wait.
-    pub fn start_at(name: &str, address: &str, host: &mut Host, more: &[&str]) -> Result<Self> {
+    pub fn start_at(
+        name: &'static str,
+        address: &str,
+        host: &mut Host,
+        more: &[&str],
+    ) -> Result<Self> {
         let file = |suffix: &str| host.file(&format!("{name}-{suffix}"));
         let (socket, reports) = (file("api.sock"), file("reports.log"));
         let (console, log) = (file("console.log"), file("vmm.log"));
@@ -93,11 +114,10 @@ impl Receiver {
         for kind in ["reports", "console", "vmm"] {
             host.keep_log(&format!("{name}-{kind}.log"));
         }
-        host.wait_for_text(&log, "waiting for a VM at", Duration::from_secs(20))?;
         Ok(Self {
             vmm,
-            address: address.to_owned(),
-            name: name.to_owned(),
+            address: await_address(host, &log)?,
+            name,
             socket,
             reports,
         })
@@ -124,6 +144,25 @@ impl Receiver {
     }
 }
 
+/// Where the VMM says that it waits: it may have chosen its port.
+fn await_address(host: &mut Host, log: &str) -> Result<String> {
+    const WAITS: &str = "waiting for a VM at ";
+    let start = Instant::now();
+    loop {
+        host.wait_for_text(log, WAITS, READY_LIMIT)?;
+        let said = host.read_from(log, 0)?;
+        let said = String::from_utf8_lossy(&said);
+        let address = said.split_once(WAITS).map(|(_, rest)| rest);
+        // The line may not be whole yet.
+        if let Some((address, _)) = address.and_then(|it| it.split_once('\n')) {
+            return Ok(address.to_owned());
+        }
+        if start.elapsed() > READY_LIMIT {
+            bail!("the VMM does not say where it waits: {}", said.trim());
+        }
+    }
+}
+
 impl Guest {
     /// Runs `pvtime migrate` and returns what it said, for an answer of the other host.
     ///
@@ -145,8 +184,8 @@ impl Guest {
             .with_context(|| format!("cannot understand the report {:?}", finished.stdout))
     }
 
-    /// Moves to another VMM on the same host, waits for the end of the one it leaves, and is talked
-    /// to there from then on.
+    /// Moves from its host to another VMM, there or elsewhere, waits for the end of the one it
+    /// leaves, and is talked to there from then on.
     ///
     /// # Errors
     /// When it does not move.
@@ -170,8 +209,13 @@ impl Guest {
         Ok(report)
     }
 
-    /// Is talked to at another VMM from now on.
+    /// Is talked to at another VMM from now on, and has its name. Of what it said before only the
+    /// last sample counts: the new VMM's records begin behind it.
     pub fn arrive_at(&mut self, receiver: &Receiver) {
+        self.name = receiver.name;
+        let samples = &mut self.sightings.samples;
+        samples.drain(..samples.len().saturating_sub(1));
+        self.sightings.spins.clear();
         self.vmm = receiver.vmm;
         self.socket.clone_from(&receiver.socket);
         self.reports.clone_from(&receiver.reports);
