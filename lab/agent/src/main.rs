@@ -3,6 +3,8 @@
 //! As process 1 of an emulated host it mounts what a system needs, takes its requests from a
 //! virtio-serial port, and powers the machine off at the end. Otherwise its standard input is a
 //! socket to the lab. Either way the end of the channel ends everything that it started.
+//!
+//! With [`WITHHOLD_ATTRIBUTES`] it becomes another program instead.
 
 mod children;
 mod clocks;
@@ -12,8 +14,10 @@ mod network;
 mod processes;
 mod register;
 mod service;
+mod withhold;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use lab_agent::WITHHOLD_ATTRIBUTES;
 use rustix::process::{Signal, getpid, set_parent_process_death_signal};
 use service::Service;
 use std::fs::File;
@@ -39,6 +43,13 @@ fn as_init() -> Result<()> {
 }
 
 fn as_child() -> Result<()> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    if let Some((first, argv)) = arguments.split_first() {
+        if first != WITHHOLD_ATTRIBUTES {
+            bail!("there is no option {first}; the lab starts this program");
+        }
+        match withhold::attributes_from(argv)? {}
+    }
     set_parent_process_death_signal(Some(Signal::TERM)).context("cannot follow the lab's end")?;
     let socket = std::io::stdin()
         .as_fd()

@@ -1,12 +1,15 @@
 //! A guest that moves from one VMM to another.
 
 use super::Guest;
+use crate::clocks::ClockSight;
 use crate::control::Adjustment;
 use crate::host::Host;
 use crate::wire::WireEnd;
 use anyhow::{Context, Result, bail};
 use guest_protocol::LineBuffer;
+use lab_agent::WITHHOLD_ATTRIBUTES;
 use lab_agent::message::{Exit, Spawn, Spawned};
+use rustix::process::Signal;
 use serde::Deserialize;
 use std::time::{Duration, Instant};
 
@@ -47,6 +50,22 @@ pub struct Transfer {
     pub downtime_ms: u64,
 }
 
+impl MigrationReport {
+    /// How far the gap in its record is from what passed by the counters of the host that the guest
+    /// left and of the one that it reached, beyond what it states as its error and the lab's own, in
+    /// us; none where there is no such record.
+    #[must_use]
+    pub fn blackout_error_us(&self, [left, reached]: [&ClockSight; 2]) -> Option<f64> {
+        let record = self.record.as_ref()?;
+        let gap = record.gap.as_ref()?;
+        let passed_ns = reached.since_ns(record.after.host, left, record.before.host);
+        let lab_ns = (left.error() + reached.error()).as_nanos();
+        let bound_ns = u128::from(gap.error_ns.unwrap_or(0)) + lab_ns;
+        let beyond_ns = gap.ns.abs_diff(passed_ns).saturating_sub(bound_ns);
+        Some(u32::try_from(beyond_ns / 1_000).map_or(f64::INFINITY, f64::from))
+    }
+}
+
 /// A VMM that waits for a guest.
 #[derive(Debug, Clone)]
 pub struct Receiver {
@@ -78,6 +97,17 @@ impl Receiver {
         Self::start_at(name, &address, host, &[INSECURE])
     }
 
+    /// The same for a VMM that finds no SMCCC filter, and no place for stolen time, in its host's KVM.
+    ///
+    /// # Errors
+    /// When it does not wait.
+    pub fn start_without_filter(name: &'static str, host: &mut Host, end: WireEnd) -> Result<Self> {
+        let address = format!("tcp:{}:0", host.address_at(end)?);
+        let agent = host.facts().agent_program.clone();
+        let before = [agent.as_str(), WITHHOLD_ATTRIBUTES];
+        Self::launch(name, &before, &address, host, &[INSECURE])
+    }
+
     /// The same at an address of its host, with further options.
     ///
     /// # Errors
@@ -88,11 +118,22 @@ impl Receiver {
         host: &mut Host,
         more: &[&str],
     ) -> Result<Self> {
+        Self::launch(name, &[], address, host, more)
+    }
+
+    fn launch(
+        name: &'static str,
+        before: &[&str],
+        address: &str,
+        host: &mut Host,
+        more: &[&str],
+    ) -> Result<Self> {
         let file = |suffix: &str| host.file(&format!("{name}-{suffix}"));
         let (socket, reports) = (file("api.sock"), file("reports.log"));
         let (console, log) = (file("console.log"), file("vmm.log"));
         let pvtime = host.path_of("pvtime")?;
-        let mut argv = vec![
+        let mut argv = before.to_vec();
+        argv.extend([
             pvtime.as_str(),
             "receive",
             address,
@@ -102,8 +143,10 @@ impl Receiver {
             "stdio",
             "--api-socket",
             &socket,
-        ];
+        ]);
         argv.extend(more);
+        // A VMM that never gets a guest leaves it empty.
+        host.put_file(&console, 0o600, &[])?;
         let vmm = host.spawn(Spawn {
             argv: argv.into_iter().map(str::to_owned).collect(),
             stdin: true,
@@ -132,6 +175,29 @@ impl Receiver {
         Ok(String::from_utf8_lossy(&log).into_owned())
     }
 
+    /// What it does now: a VMM without a guest has no control socket yet.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn waiting(&self, host: &mut Host) -> Result<Waiting> {
+        if host.poll_end(self.vmm.child)?.is_some() {
+            return Ok(Waiting::Ended);
+        }
+        Ok(match self.ctl(host, &["status", "--json"])? {
+            Some(_) => Waiting::NoMore,
+            None => Waiting::ForTheNext,
+        })
+    }
+
+    /// Ends it as nothing can prevent.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn kill(self, host: &mut Host) -> Result<()> {
+        host.signal(self.vmm.child, Signal::KILL.as_raw())?;
+        host.wait(self.vmm.child, READY_LIMIT).map(drop)
+    }
+
     /// Runs `pvtime ctl` on its VMM; none where that fails.
     ///
     /// # Errors
@@ -142,6 +208,17 @@ impl Receiver {
         let finished = host.run(&argv, Duration::from_secs(30))?;
         Ok((finished.exit == Exit::Status(0)).then_some(finished.stdout))
     }
+}
+
+/// What a VMM that was to receive a guest does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// It has none and waits.
+    ForTheNext,
+    /// It has one, in whatever state.
+    NoMore,
+    /// It has ended.
+    Ended,
 }
 
 /// Where the VMM says that it waits: it may have chosen its port.

@@ -179,19 +179,6 @@ impl Move {
             .map_or(f64::NAN, f64::from)
     }
 
-    /// How far the record's gap is from what passed by both hosts' counters and the lab's clock,
-    /// beyond what it states as its error and the lab's own, in us.
-    fn blackout_error_us(&self) -> Option<f64> {
-        let record = self.report.record.as_ref()?;
-        let gap = record.gap.as_ref()?;
-        let [left, reached] = &self.clocks;
-        let passed_ns = reached.since_ns(record.after.host, left, record.before.host);
-        let lab_ns = (left.error() + reached.error()).as_nanos();
-        let bound_ns = u128::from(gap.error_ns.unwrap_or(0)) + lab_ns;
-        let beyond_ns = gap.ns.abs_diff(passed_ns).saturating_sub(bound_ns);
-        Some(u32::try_from(beyond_ns / 1_000).map_or(f64::INFINITY, f64::from))
-    }
-
     /// Whether no vCPU's stolen time shrank.
     fn steal_goes_on(&self) -> bool {
         let (before, after) = (&self.before.steal_ns, &self.after.steal_ns);
@@ -251,7 +238,10 @@ fn checks(scene: &Scene) -> Vec<Check> {
         .with_detail(facts.join("; ")),
         Check::new(
             "blackout_beyond_error_us",
-            worst(&|it| it.blackout_error_us().unwrap_or(f64::NAN)),
+            worst(&|it| {
+                let error_us = it.report.blackout_error_us(it.clocks.each_ref());
+                error_us.unwrap_or(f64::NAN)
+            }),
             Limit::Equals(0.0),
             "us",
         ),

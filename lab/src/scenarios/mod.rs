@@ -17,6 +17,7 @@ mod kvm_tests;
 mod ledger;
 mod lpt;
 mod lpt_chain;
+mod migrate_refused;
 mod migrate_same_frequency;
 mod moves;
 mod own_figure;
@@ -50,6 +51,11 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
          keeps",
     ),
     (
+        "lpt-chain-snapshots",
+        "ten hosts, one after the other, timers of a minute, and delays that only a quiet machine \
+         keeps",
+    ),
+    (
         "snapshot-freeze",
         "two hosts minutes apart in uptime, and gaps that only a quiet machine keeps",
     ),
@@ -75,7 +81,9 @@ pub const ALL: &[Scenario] = &[
     bad_input::SCENARIO,
     el1::SCENARIO,
     lpt::SCENARIO,
+    lpt_chain::SHORT,
     lpt_chain::SCENARIO,
+    lpt_chain::BY_SNAPSHOT,
     stolen_time::SCENARIO,
     stolen_time_off::SCENARIO,
     stolen_user::SCENARIO,
@@ -89,6 +97,7 @@ pub const ALL: &[Scenario] = &[
     physical_counter::SCENARIO,
     ledger::SCENARIO,
     migrate_same_frequency::SCENARIO,
+    migrate_refused::SCENARIO,
     watchdog::SCENARIO,
     timers_survive::SCENARIO,
     generation::SCENARIO,

@@ -500,6 +500,7 @@ mod tests {
             shown_ticks: None,
             before: at,
             after: at,
+            live: None,
         }
     }
 
