@@ -7,6 +7,7 @@
 
 pub mod frame;
 pub mod message;
+pub mod relay;
 pub mod tether;
 
 /// Version of the messages. Lab and agent are built together; this catches a stale initramfs.

@@ -4,7 +4,8 @@
 //! virtio-serial port, and powers the machine off at the end. Otherwise its standard input is a
 //! socket to the lab. Either way the end of the channel ends everything that it started.
 //!
-//! With [`WITHHOLD_ATTRIBUTES`] it becomes another program instead.
+//! With [`WITHHOLD_ATTRIBUTES`] it becomes another program instead, with [`RELAY`] it relays one
+//! connection.
 
 mod children;
 mod clocks;
@@ -18,6 +19,7 @@ mod withhold;
 
 use anyhow::{Context, Result, bail};
 use lab_agent::WITHHOLD_ATTRIBUTES;
+use lab_agent::relay::{self, RELAY};
 use rustix::process::{Signal, getpid, set_parent_process_death_signal};
 use service::Service;
 use std::fs::File;
@@ -44,11 +46,17 @@ fn as_init() -> Result<()> {
 
 fn as_child() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    if let Some((first, argv)) = arguments.split_first() {
-        if first != WITHHOLD_ATTRIBUTES {
-            bail!("there is no option {first}; the lab starts this program");
+    match &arguments[..] {
+        [] => {}
+        [first, argv @ ..] if first == WITHHOLD_ATTRIBUTES => {
+            match withhold::attributes_from(argv)? {}
         }
-        match withhold::attributes_from(argv)? {}
+        [first, order] if first == RELAY => {
+            let order = serde_json::from_str(order).context("cannot understand the order")?;
+            println!("{}", serde_json::to_string(&relay::run(&order)?)?);
+            return Ok(());
+        }
+        _ => bail!("there are no arguments {arguments:?}; the lab starts this program"),
     }
     set_parent_process_death_signal(Some(Signal::TERM)).context("cannot follow the lab's end")?;
     let socket = std::io::stdin()

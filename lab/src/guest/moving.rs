@@ -6,7 +6,6 @@ use crate::control::Adjustment;
 use crate::host::Host;
 use crate::wire::WireEnd;
 use anyhow::{Context, Result, bail};
-use guest_protocol::LineBuffer;
 use lab_agent::WITHHOLD_ATTRIBUTES;
 use lab_agent::message::{Exit, Spawn, Spawned};
 use rustix::process::Signal;
@@ -280,15 +279,23 @@ impl Guest {
         if exit != Exit::Status(0) {
             bail!("the VMM that the guest left ended with {exit:?}");
         }
-        // What it had reported before, and a line that it had begun.
+        self.follow(host, receiver)?;
+        Ok(report)
+    }
+
+    /// Is talked to at another VMM from now on, after what it said at the one that it left.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn follow(&mut self, host: &mut Host, receiver: &Receiver) -> Result<()> {
         self.collect(host)?;
         self.arrive_at(receiver);
-        Ok(report)
+        Ok(())
     }
 
     /// Is talked to at another VMM from now on, and has its name. Of what it said before only the
     /// last sample counts: the new VMM's records begin behind it.
-    pub fn arrive_at(&mut self, receiver: &Receiver) {
+    fn arrive_at(&mut self, receiver: &Receiver) {
         self.name = receiver.name;
         let samples = &mut self.sightings.samples;
         samples.drain(..samples.len().saturating_sub(1));
@@ -297,10 +304,5 @@ impl Guest {
         self.socket.clone_from(&receiver.socket);
         self.reports.clone_from(&receiver.reports);
         self.read = 0;
-    }
-
-    /// Forgets a line that was cut off.
-    pub fn forget_line(&mut self) {
-        self.lines = LineBuffer::new();
     }
 }

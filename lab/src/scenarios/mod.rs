@@ -17,6 +17,7 @@ mod kvm_tests;
 mod ledger;
 mod lpt;
 mod lpt_chain;
+mod migrate_faults;
 mod migrate_refused;
 mod migrate_same_frequency;
 mod moves;
@@ -64,6 +65,10 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
         "snapshot-killed",
         "fifty kills, each with a VMM to kill and one or two to look at what is left",
     ),
+    (
+        "migrate-faults",
+        "a hundred migrations that break, and what is made of each",
+    ),
     ("watchdog", "two guests that are paused for a minute each"),
 ];
 
@@ -98,6 +103,8 @@ pub const ALL: &[Scenario] = &[
     ledger::SCENARIO,
     migrate_same_frequency::SCENARIO,
     migrate_refused::SCENARIO,
+    migrate_faults::FEW,
+    migrate_faults::SCENARIO,
     watchdog::SCENARIO,
     timers_survive::SCENARIO,
     generation::SCENARIO,
