@@ -253,6 +253,7 @@ mod tests {
             shown_ticks: Some(shown_ms * MS),
             before: counters(at_ms),
             after: counters(at_ms + shown_ms),
+            live: None,
         }
     }
 

@@ -17,6 +17,13 @@ const GUEST_PROGRAM: &str = "init";
 /// The bare-metal guest, an arm64 Image.
 const BARE_GUEST: &str = "el1";
 
+/// What virtio's network device needs, below the folder of a kernel's modules.
+const NETWORK_MODULES: [&str; 3] = [
+    "net/core/failover",
+    "drivers/net/net_failover",
+    "drivers/net/virtio_net",
+];
+
 /// Files of this machine that hosts and guests are made of.
 #[derive(Debug, Clone)]
 pub struct Assets {
@@ -82,6 +89,21 @@ impl Assets {
         self.program(BARE_GUEST)
     }
 
+    /// Modules of the hosts' kernel for virtio's network devices, each after those that it needs;
+    /// none where there is no folder of its modules, so that they have to be built in. The folder is
+    /// looked for where Debian's packages have it: `lib/modules/RELEASE` beside
+    /// `boot/vmlinuz-RELEASE`.
+    ///
+    /// # Errors
+    /// When that folder lacks one of them.
+    pub fn network_modules(&self) -> Result<Vec<PathBuf>> {
+        let Some(folder) = modules_of(&self.host_kernel).filter(|it| it.is_dir()) else {
+            return Ok(Vec::new());
+        };
+        let modules = NETWORK_MODULES.iter();
+        modules.map(|name| module(&folder, name)).collect()
+    }
+
     /// The archive whose init is the Linux guest program.
     ///
     /// # Errors
@@ -91,6 +113,23 @@ impl Assets {
         archive.add_file("init", 0o755, &self.program(GUEST_PROGRAM)?)?;
         archive.finish()
     }
+}
+
+fn modules_of(kernel: &Path) -> Option<PathBuf> {
+    let release = kernel.file_name()?.to_str()?.strip_prefix("vmlinuz-")?;
+    let root = kernel.parent()?.parent()?;
+    Some(root.join("lib/modules").join(release).join("kernel"))
+}
+
+/// A module in whichever form it is there.
+fn module(folder: &Path, name: &str) -> Result<PathBuf> {
+    let forms = ["ko", "ko.xz", "ko.zst", "ko.gz"];
+    let mut paths = forms
+        .iter()
+        .map(|form| folder.join(format!("{name}.{form}")));
+    paths
+        .find(|path| path.is_file())
+        .with_context(|| format!("{} has no {name}", folder.display()))
 }
 
 fn check_image(path: &Path, variable: &str) -> Result<()> {
@@ -113,4 +152,32 @@ fn check_image(path: &Path, variable: &str) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn modules_are_taken_from_beside_the_kernel() {
+        let root = std::env::temp_dir().join(format!("lab-modules-{}", std::process::id()));
+        let folder = root.join("lib/modules/6.12-arm64/kernel");
+        assert_eq!(
+            modules_of(&root.join("boot/vmlinuz-6.12-arm64")),
+            Some(folder.clone())
+        );
+        assert_eq!(modules_of(Path::new("Image")), None);
+        fs::create_dir_all(folder.join("drivers/net")).unwrap();
+        let network = folder.join("drivers/net/virtio_net.ko.xz");
+        fs::write(&network, "module").unwrap();
+        let found = module(&folder, "drivers/net/virtio_net").unwrap();
+        assert_eq!(found, network);
+        let error = module(&folder, "net/core/failover").unwrap_err();
+        assert!(
+            error.to_string().ends_with("has no net/core/failover"),
+            "{error}"
+        );
+        fs::remove_dir_all(root).unwrap();
+    }
 }

@@ -94,6 +94,12 @@ impl ClockSight {
         self.later_ns(other) + beyond(self, count) - beyond(other, other_count)
     }
 
+    /// Its clocks as they were read.
+    #[must_use]
+    pub fn clocks(&self) -> Clocks {
+        self.clocks
+    }
+
     fn later_ns(&self, other: &Self) -> i128 {
         let since = self.middle().saturating_duration_since(other.middle());
         let until = other.middle().saturating_duration_since(self.middle());

@@ -28,6 +28,19 @@ pub struct Adjustment {
     pub before: Counters,
     /// The counters after.
     pub after: Counters,
+    /// Live physical time; none where the guest does not have it.
+    pub live: Option<Live>,
+}
+
+/// Live physical time at one intervention.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Live {
+    /// What the guest computed when it stopped, in PV ticks.
+    pub pv_before: u64,
+    /// What it computes when it goes on, in PV ticks.
+    pub pv_after: u64,
+    /// How far that is ahead of the ideal: signed PV ticks with six decimals.
+    pub distance: String,
 }
 
 /// Physical time in which a VM did not run.

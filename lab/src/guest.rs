@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 mod moving;
 
-pub use moving::{MigrationReport, Receiver, Transfer};
+pub use moving::{INSECURE, MigrationReport, Receiver, Transfer, Waiting};
 
 /// Longest time from the start of the VMM to the guest program's first report.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);

@@ -2,7 +2,8 @@
 
 use crate::assets::Assets;
 use crate::channel::Channel;
-use crate::machine::{FILES, HostSpec, Machine, Place};
+use crate::machine::{FILES, HostSpec, Machine, Place, modules_of};
+use crate::wire::WireEnd;
 use anyhow::{Context, Result, bail};
 use lab_agent::PROTOCOL;
 use lab_agent::message::{Exit, Hello, Request};
@@ -29,6 +30,8 @@ pub struct Host {
     work: String,
     /// Paths of its files by name.
     files: BTreeMap<String, String>,
+    /// Networks that it is in.
+    wires: Vec<WireEnd>,
     /// Folder on this machine for logs.
     logs: PathBuf,
     /// Files of the run that become logs at its end.
@@ -50,7 +53,7 @@ impl Host {
             .iter()
             .map(|file| (file.name.clone(), format!("/{FILES}/{}", file.name)));
         let console = logs.join(format!("{}-console.log", spec.name));
-        Self::greet(
+        let mut host = Self::greet(
             spec,
             machine,
             stream,
@@ -58,7 +61,13 @@ impl Host {
             paths.collect(),
             logs,
         )
-        .with_context(|| format!("host {} did not boot{}", spec.name, last_line(&console)))
+        .with_context(|| format!("host {} did not boot{}", spec.name, last_line(&console)))?;
+        let modules = modules_of(spec, assets)?.into_iter();
+        let modules: Vec<_> = modules.map(|it| format!("/{}", it.name)).collect();
+        spec.wires
+            .iter()
+            .try_for_each(|&end| host.join(end, &modules))?;
+        Ok(host)
     }
 
     /// Starts the agent on this machine.
@@ -94,7 +103,8 @@ impl Host {
                 facts.protocol
             );
         }
-        let (name, logs, kept) = (spec.name, logs.to_owned(), Vec::new());
+        let (name, wires, logs, kept) =
+            (spec.name, spec.wires.clone(), logs.to_owned(), Vec::new());
         let mut host = Self {
             channel,
             machine,
@@ -102,6 +112,7 @@ impl Host {
             name,
             work,
             files,
+            wires,
             logs,
             kept,
         };
@@ -119,6 +130,12 @@ impl Host {
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Networks that it was made with.
+    #[must_use]
+    pub fn wires(&self) -> &[WireEnd] {
+        &self.wires
     }
 
     /// Process id, on this machine, of QEMU or of the agent.

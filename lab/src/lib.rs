@@ -21,3 +21,4 @@ pub mod scenarios;
 pub mod sightings;
 pub mod status;
 pub mod vmm;
+pub mod wire;

@@ -2,6 +2,7 @@
 
 use crate::assets::Assets;
 use crate::initramfs::Initramfs;
+use crate::wire::WireEnd;
 use anyhow::{Context, Result, bail};
 use lab_agent::PORT_NAME;
 use lab_agent::tether::tether;
@@ -63,6 +64,8 @@ pub struct HostSpec {
     pub virtualization: bool,
     /// Is asked to have `FEAT_ECV`. [`lab_agent::message::Hello`] says whether it has.
     pub enhanced_counter: bool,
+    /// Networks that it is in; a local host has its own.
+    pub wires: Vec<WireEnd>,
     /// Files beside the agent.
     pub files: Vec<HostFile>,
 }
@@ -78,6 +81,7 @@ impl HostSpec {
             memory_mib: 2048,
             virtualization: true,
             enhanced_counter: false,
+            wires: Vec::new(),
             files: Vec::new(),
         }
     }
@@ -273,6 +277,7 @@ fn qemu_arguments(spec: &HostSpec) -> Vec<String> {
         .split_ascii_whitespace()
         .map(str::to_owned)
         .collect();
+    arguments.extend(spec.wires.iter().flat_map(|end| end.qemu_arguments()));
     arguments.extend(["-append".into(), "console=ttyAMA0 panic=-1".into()]);
     arguments
 }
@@ -283,5 +288,24 @@ fn host_initramfs(spec: &HostSpec, assets: &Assets) -> Result<Vec<u8>> {
     for file in &spec.files {
         archive.add_file(&format!("{FILES}/{}", file.name), 0o755, &file.from)?;
     }
+    for module in modules_of(spec, assets)? {
+        archive.add_file(&module.name, 0o644, &module.from)?;
+    }
     archive.finish()
+}
+
+/// Modules of the kernel that the host loads, in their order, and where they are in its initramfs.
+pub(crate) fn modules_of(spec: &HostSpec, assets: &Assets) -> Result<Vec<HostFile>> {
+    if spec.wires.is_empty() {
+        return Ok(Vec::new());
+    }
+    let files = assets.network_modules()?.into_iter();
+    let in_archive = files.map(|from| HostFile {
+        name: format!(
+            "{FILES}/modules/{}",
+            from.file_name().unwrap_or_default().to_string_lossy()
+        ),
+        from,
+    });
+    Ok(in_archive.collect())
 }

@@ -14,8 +14,6 @@
 mod bare;
 #[cfg(any(target_os = "none", test))]
 mod cmdline;
-#[cfg(any(target_os = "none", test))]
-mod pattern;
 
 #[cfg(not(target_os = "none"))]
 fn main() -> std::process::ExitCode {

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +16,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use crate::clocks::Reading;
 use crate::counter;
 use crate::cpus::CpuList;
+use crate::memory::Memory;
 use crate::options::Options;
 use crate::proc_stat::{self, parse_steal};
 use crate::schedule::Schedule;
@@ -26,6 +28,7 @@ pub struct Guest {
     possible: CpuList,
     online: CpuList,
     workers: Workers,
+    memory: Arc<Memory>,
     schedule: Schedule,
     /// Samples taken.
     samples: u64,
@@ -58,10 +61,12 @@ impl Guest {
     /// A guest with these CPUs, all idle.
     fn on(possible: CpuList, online: CpuList, sample_ms: u32) -> Self {
         let schedule = Schedule::start(Instant::now(), sample_ms);
+        let memory = Arc::<Memory>::default();
         Self {
             possible,
             online,
-            workers: Workers::default(),
+            workers: Workers::new(Arc::clone(&memory)),
+            memory,
             schedule,
             samples: 0,
         }
@@ -145,13 +150,19 @@ impl Guest {
                 Ok(()) => bodies.push(Body::Done),
                 Err(error) => return Ok(refusal(ErrorKind::Refused, request.id, error)),
             },
+            Action::Fill(order) => match self.memory.fill(&order) {
+                Ok(()) => bodies.push(Body::Done),
+                Err(error) => return Ok(refusal(ErrorKind::Refused, request.id, error)),
+            },
+            Action::Verify => match self.memory.verify() {
+                Ok(found) => bodies.push(Body::Memory(found)),
+                Err(error) => return Ok(refusal(ErrorKind::Refused, request.id, error)),
+            },
             Action::Interfaces
             | Action::Clocks
             | Action::ArmTimer(_)
             | Action::Timers
             | Action::SetEventStream { .. }
-            | Action::Fill(_)
-            | Action::Verify
             | Action::RunTests => {
                 let error = "this is for the bare-metal guest: boot guest/el1";
                 return Ok(refusal(ErrorKind::Refused, request.id, error));

@@ -12,6 +12,7 @@ mod counter;
 mod cpus;
 mod guest;
 mod machine;
+mod memory;
 mod options;
 mod port;
 mod proc_stat;

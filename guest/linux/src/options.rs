@@ -10,7 +10,7 @@ use guest_protocol::Workload;
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
 #[command(name = "init", version)]
 pub struct Options {
-    /// What each CPU does, by number: idle, busy or spin; CPUs not named are idle
+    /// What each CPU does, by number: idle, busy, spin or change; CPUs not named are idle
     #[arg(long, value_name = "WORK,…", value_delimiter = ',')]
     pub workload: Vec<Workload>,
 

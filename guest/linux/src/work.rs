@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+use crate::memory::Memory;
 use crate::spin::Highest;
 
 /// What a worker is told, looked at between two pieces of work.
@@ -35,7 +36,9 @@ const WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum WorkError {
     /// A program on Linux cannot do that.
-    #[error("{workload} is work for the bare-metal guest; give CPU {cpu} idle, busy or spin")]
+    #[error(
+        "{workload} is work for the bare-metal guest; give CPU {cpu} idle, busy, spin or change"
+    )]
     BareMetalOnly {
         /// The CPU.
         cpu: u32,
@@ -71,6 +74,8 @@ pub enum WorkError {
 pub struct Workers {
     by_cpu: BTreeMap<u32, Worker>,
     highest: Arc<Highest>,
+    /// What they change.
+    memory: Arc<Memory>,
 }
 
 #[derive(Debug)]
@@ -83,16 +88,27 @@ struct Worker {
 }
 
 impl Workers {
+    /// No workers yet, for CPUs that may change this memory.
+    pub fn new(memory: Arc<Memory>) -> Self {
+        let mut workers = Self::default();
+        workers.memory = memory;
+        workers
+    }
+
     /// Gives a CPU its work; what it did before ends first.
     pub fn set(&mut self, cpu: u32, workload: Workload) -> Result<(), WorkError> {
-        if !matches!(workload, Workload::Idle | Workload::Busy | Workload::Spin) {
+        if matches!(
+            workload,
+            Workload::SpinPhysical | Workload::SpinLive | Workload::Events
+        ) {
             return Err(WorkError::BareMetalOnly { cpu, workload });
         }
         if let Some(worker) = self.by_cpu.remove(&cpu) {
             worker.stop();
         }
         if workload != Workload::Idle {
-            let worker = Worker::start(cpu, workload, Arc::clone(&self.highest))?;
+            let shared = (Arc::clone(&self.highest), Arc::clone(&self.memory));
+            let worker = Worker::start(cpu, workload, shared)?;
             self.by_cpu.insert(cpu, worker);
         }
         Ok(())
@@ -121,7 +137,11 @@ impl Drop for Workers {
 }
 
 impl Worker {
-    fn start(cpu: u32, workload: Workload, highest: Arc<Highest>) -> Result<Self, WorkError> {
+    fn start(
+        cpu: u32,
+        workload: Workload,
+        (highest, memory): (Arc<Highest>, Arc<Memory>),
+    ) -> Result<Self, WorkError> {
         let command = Arc::new(AtomicU8::new(GO_ON));
         let (report, reports) = mpsc::sync_channel(1);
         let (started, start) = mpsc::sync_channel(1);
@@ -134,6 +154,7 @@ impl Worker {
             match workload {
                 Workload::Busy if go => compute(&commands),
                 Workload::Spin if go => spin(cpu, &highest, &commands, &report),
+                Workload::Change if go => change(&memory, &commands),
                 _ => {}
             }
         };
@@ -192,6 +213,13 @@ fn compute(commands: &AtomicU8) {
                     .wrapping_add(1),
             );
         }
+    }
+}
+
+/// Changes the memory that was filled until told to stop.
+fn change(memory: &Memory, commands: &AtomicU8) {
+    while commands.load(Ordering::Relaxed) != STOP {
+        memory.change();
     }
 }
 
@@ -299,7 +327,8 @@ mod tests {
         let error = workers.set(0, Workload::SpinLive).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "spin_live is work for the bare-metal guest; give CPU 0 idle, busy or spin"
+            "spin_live is work for the bare-metal guest; give CPU 0 idle, busy, spin or \
+             change"
         );
         assert_eq!(workers.workload(0), Workload::Idle);
     }

@@ -38,6 +38,7 @@ mod tests;
 pub use heapless;
 
 mod lines;
+pub mod pattern;
 pub mod report;
 pub mod request;
 pub mod spin;

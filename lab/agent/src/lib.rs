@@ -7,10 +7,15 @@
 
 pub mod frame;
 pub mod message;
+pub mod relay;
 pub mod tether;
 
 /// Version of the messages. Lab and agent are built together; this catches a stale initramfs.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
+
+/// The agent's program with this argument becomes the program in the arguments behind it, for which
+/// KVM's VMs and vCPUs have no attributes: no SMCCC filter and no place for stolen time.
+pub const WITHHOLD_ATTRIBUTES: &str = "withhold-attributes";
 
 /// Name of the virtio-serial port that carries the protocol.
 pub const PORT_NAME: &str = "org.pvtime.lab";

@@ -3,18 +3,24 @@
 //! As process 1 of an emulated host it mounts what a system needs, takes its requests from a
 //! virtio-serial port, and powers the machine off at the end. Otherwise its standard input is a
 //! socket to the lab. Either way the end of the channel ends everything that it started.
+//!
+//! With [`WITHHOLD_ATTRIBUTES`] it becomes another program instead, with [`RELAY`] it relays one
+//! connection.
 
 mod children;
 mod clocks;
 mod files;
 mod init;
-mod loopback;
+mod network;
 mod processes;
 mod register;
 mod service;
 mod stop;
+mod withhold;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use lab_agent::WITHHOLD_ATTRIBUTES;
+use lab_agent::relay::{self, RELAY};
 use rustix::process::{Signal, getpid, set_parent_process_death_signal};
 use service::Service;
 use std::fs::File;
@@ -35,15 +41,24 @@ fn main() -> ExitCode {
 
 fn as_init() -> Result<()> {
     init::mount()?;
-    // Only a VM that moves over TCP needs it.
-    if let Err(error) = loopback::turn_on() {
-        eprintln!("lab-agent: {error:#}");
-    }
     let port = init::open_port()?;
     Service::new().serve(port)
 }
 
 fn as_child() -> Result<()> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    match &arguments[..] {
+        [] => {}
+        [first, argv @ ..] if first == WITHHOLD_ATTRIBUTES => {
+            match withhold::attributes_from(argv)? {}
+        }
+        [first, order] if first == RELAY => {
+            let order = serde_json::from_str(order).context("cannot understand the order")?;
+            println!("{}", serde_json::to_string(&relay::run(&order)?)?);
+            return Ok(());
+        }
+        _ => bail!("there are no arguments {arguments:?}; the lab starts this program"),
+    }
     set_parent_process_death_signal(Some(Signal::TERM)).context("cannot follow the lab's end")?;
     let socket = std::io::stdin()
         .as_fd()

@@ -1,6 +1,7 @@
 //! What the lab asks of an agent, and what it answers.
 
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 
 /// One request. The type of its answer stands with each.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -119,6 +120,15 @@ pub enum Request {
         pid: u32,
         /// For this long.
         ms: u64,
+    },
+    /// Give a network device an address: `()`.
+    JoinNetwork {
+        /// Ethernet address by which it is found, as the kernel writes it.
+        mac: String,
+        /// Its class tells how long the network's part is.
+        address: Ipv4Addr,
+        /// Paths of kernel modules that it needs, each after those that it needs itself.
+        modules: Vec<String>,
     },
     /// Kill all and end: an emulated host powers off. `()`.
     PowerOff,

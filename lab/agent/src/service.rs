@@ -1,7 +1,7 @@
 //! Takes requests from the channel and answers them, one after the other.
 
 use crate::children::{Children, pin};
-use crate::{clocks, files, processes, register, stop};
+use crate::{clocks, files, network, processes, register, stop};
 use anyhow::{Context, Result};
 use lab_agent::message::{Answer, Hello, Request};
 use lab_agent::{PROTOCOL, frame};
@@ -76,6 +76,11 @@ impl Service {
             Request::PinAgent { cpus } => json(pin(None, &cpus)?),
             Request::Clocks => json(clocks::read()),
             Request::StepClock { by_ns, error_us } => json(clocks::step(by_ns, error_us)?),
+            Request::JoinNetwork {
+                mac,
+                address,
+                modules,
+            } => json(network::join(&mac, address, &modules)?),
             Request::PinThread { tid, cpus } => json(pin(Some(tid), &cpus)?),
             Request::Sleep { seconds } => json(stop::sleep(seconds)?),
             Request::Freeze { pid, ms: length } => json(stop::freeze(pid, ms(length))?),

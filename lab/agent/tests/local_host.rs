@@ -2,6 +2,7 @@
 
 use lab::host::Host;
 use lab::machine::HostSpec;
+use lab_agent::WITHHOLD_ATTRIBUTES;
 use lab_agent::message::{Exit, Spawn, Spawned};
 use rustix::process::Signal;
 use std::fs;
@@ -247,4 +248,23 @@ fn a_host_whose_agent_was_killed_says_so_and_leaves_nothing() {
     );
     let error = format!("{:#}", host.processes().unwrap_err());
     assert!(error.contains("no more calls"), "{error}");
+}
+
+#[test]
+fn a_program_from_which_something_is_withheld_runs_under_a_filter() {
+    let folder = Folder::new("withhold");
+    let mut host = folder.host();
+    let agent = host.facts().agent_program.clone();
+    let script = "grep Seccomp: /proc/self/status";
+    let filtered = host.run(
+        &[&agent, WITHHOLD_ATTRIBUTES, "/bin/sh", "-c", script],
+        LIMIT,
+    );
+    assert_eq!(filtered.unwrap().stdout.trim(), "Seccomp:\t2");
+    assert_eq!(shell(&mut host, script).stdout.trim(), "Seccomp:\t0");
+    let absent = host
+        .run(&[&agent, WITHHOLD_ATTRIBUTES, "/absent"], LIMIT)
+        .unwrap();
+    assert_eq!(absent.exit, Exit::Status(1));
+    assert!(absent.stderr.contains("cannot start /absent"), "{absent:?}");
 }

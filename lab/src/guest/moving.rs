@@ -1,16 +1,25 @@
 //! A guest that moves from one VMM to another.
 
 use super::Guest;
+use crate::clocks::ClockSight;
 use crate::control::Adjustment;
 use crate::host::Host;
+use crate::wire::WireEnd;
 use anyhow::{Context, Result, bail};
-use guest_protocol::LineBuffer;
+use lab_agent::WITHHOLD_ATTRIBUTES;
 use lab_agent::message::{Exit, Spawn, Spawned};
+use rustix::process::Signal;
 use serde::Deserialize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest time for a whole migration.
 const MIGRATION_LIMIT: Duration = Duration::from_secs(120);
+
+/// Longest time until a VMM waits for a guest.
+const READY_LIMIT: Duration = Duration::from_secs(20);
+
+/// Lets a guest cross a network that is private.
+pub const INSECURE: &str = "--insecure";
 
 /// What `pvtime migrate --json` says, as far as the lab judges it.
 #[derive(Debug, Clone, Deserialize)]
@@ -40,6 +49,22 @@ pub struct Transfer {
     pub downtime_ms: u64,
 }
 
+impl MigrationReport {
+    /// How far the gap in its record is from what passed by the counters of the host that the guest
+    /// left and of the one that it reached, beyond what it states as its error and the lab's own, in
+    /// us; none where there is no such record.
+    #[must_use]
+    pub fn blackout_error_us(&self, [left, reached]: [&ClockSight; 2]) -> Option<f64> {
+        let record = self.record.as_ref()?;
+        let gap = record.gap.as_ref()?;
+        let passed_ns = reached.since_ns(record.after.host, left, record.before.host);
+        let lab_ns = (left.error() + reached.error()).as_nanos();
+        let bound_ns = u128::from(gap.error_ns.unwrap_or(0)) + lab_ns;
+        let beyond_ns = gap.ns.abs_diff(passed_ns).saturating_sub(bound_ns);
+        Some(u32::try_from(beyond_ns / 1_000).map_or(f64::INFINITY, f64::from))
+    }
+}
+
 /// A VMM that waits for a guest.
 #[derive(Debug, Clone)]
 pub struct Receiver {
@@ -47,7 +72,7 @@ pub struct Receiver {
     pub vmm: Spawned,
     /// Where it waits, for `pvtime migrate`.
     pub address: String,
-    name: String,
+    name: &'static str,
     socket: String,
     reports: String,
 }
@@ -57,21 +82,50 @@ impl Receiver {
     ///
     /// # Errors
     /// When it does not wait.
-    pub fn start(name: &str, host: &mut Host) -> Result<Self> {
+    pub fn start(name: &'static str, host: &mut Host) -> Result<Self> {
         let address = format!("unix:{}", host.file(&format!("{name}-migration.sock")));
-        Self::start_at(name, &address, host, &[])
+        Self::launch(name, &[], &address, host, &[])
     }
 
-    /// The same at an address of its host, with further options.
+    /// The same at its host's end of a network, for a guest of the host at the other end, with
+    /// options that say how that is secured.
     ///
     /// # Errors
     /// When it does not wait.
-    pub fn start_at(name: &str, address: &str, host: &mut Host, more: &[&str]) -> Result<Self> {
+    pub fn start_on(
+        name: &'static str,
+        host: &mut Host,
+        end: WireEnd,
+        options: &[&str],
+    ) -> Result<Self> {
+        let address = format!("tcp:{}:0", host.address_at(end)?);
+        Self::launch(name, &[], &address, host, options)
+    }
+
+    /// The same for a VMM that finds no SMCCC filter, and no place for stolen time, in its host's KVM.
+    ///
+    /// # Errors
+    /// When it does not wait.
+    pub fn start_without_filter(name: &'static str, host: &mut Host, end: WireEnd) -> Result<Self> {
+        let address = format!("tcp:{}:0", host.address_at(end)?);
+        let agent = host.facts().agent_program.clone();
+        let before = [agent.as_str(), WITHHOLD_ATTRIBUTES];
+        Self::launch(name, &before, &address, host, &[INSECURE])
+    }
+
+    fn launch(
+        name: &'static str,
+        before: &[&str],
+        address: &str,
+        host: &mut Host,
+        more: &[&str],
+    ) -> Result<Self> {
         let file = |suffix: &str| host.file(&format!("{name}-{suffix}"));
         let (socket, reports) = (file("api.sock"), file("reports.log"));
         let (console, log) = (file("console.log"), file("vmm.log"));
         let pvtime = host.path_of("pvtime")?;
-        let mut argv = vec![
+        let mut argv = before.to_vec();
+        argv.extend([
             pvtime.as_str(),
             "receive",
             address,
@@ -81,8 +135,10 @@ impl Receiver {
             "stdio",
             "--api-socket",
             &socket,
-        ];
+        ]);
         argv.extend(more);
+        // A VMM that never gets a guest leaves it empty.
+        host.put_file(&console, 0o600, &[])?;
         let vmm = host.spawn(Spawn {
             argv: argv.into_iter().map(str::to_owned).collect(),
             stdin: true,
@@ -93,11 +149,10 @@ impl Receiver {
         for kind in ["reports", "console", "vmm"] {
             host.keep_log(&format!("{name}-{kind}.log"));
         }
-        host.wait_for_text(&log, "waiting for a VM at", Duration::from_secs(20))?;
         Ok(Self {
             vmm,
-            address: address.to_owned(),
-            name: name.to_owned(),
+            address: await_address(host, &log)?,
+            name,
             socket,
             reports,
         })
@@ -112,6 +167,29 @@ impl Receiver {
         Ok(String::from_utf8_lossy(&log).into_owned())
     }
 
+    /// What it does now: a VMM without a guest has no control socket yet.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn waiting(&self, host: &mut Host) -> Result<Waiting> {
+        if host.poll_end(self.vmm.child)?.is_some() {
+            return Ok(Waiting::Ended);
+        }
+        Ok(match self.ctl(host, &["status", "--json"])? {
+            Some(_) => Waiting::NoMore,
+            None => Waiting::ForTheNext,
+        })
+    }
+
+    /// Ends it as nothing can prevent.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn kill(self, host: &mut Host) -> Result<()> {
+        host.signal(self.vmm.child, Signal::KILL.as_raw())?;
+        host.wait(self.vmm.child, READY_LIMIT).map(drop)
+    }
+
     /// Runs `pvtime ctl` on its VMM; none where that fails.
     ///
     /// # Errors
@@ -121,6 +199,36 @@ impl Receiver {
         let argv = [&[pvtime.as_str(), "ctl", &self.socket], arguments].concat();
         let finished = host.run(&argv, Duration::from_secs(30))?;
         Ok((finished.exit == Exit::Status(0)).then_some(finished.stdout))
+    }
+}
+
+/// What a VMM that was to receive a guest does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// It has none and waits.
+    ForTheNext,
+    /// It has one, in whatever state.
+    NoMore,
+    /// It has ended.
+    Ended,
+}
+
+/// Where the VMM says that it waits: it may have chosen its port.
+fn await_address(host: &mut Host, log: &str) -> Result<String> {
+    const WAITS: &str = "waiting for a VM at ";
+    let start = Instant::now();
+    loop {
+        host.wait_for_text(log, WAITS, READY_LIMIT)?;
+        let said = host.read_from(log, 0)?;
+        let said = String::from_utf8_lossy(&said);
+        let address = said.split_once(WAITS).map(|(_, rest)| rest);
+        // The line may not be whole yet.
+        if let Some((address, _)) = address.and_then(|it| it.split_once('\n')) {
+            return Ok(address.to_owned());
+        }
+        if start.elapsed() > READY_LIMIT {
+            bail!("the VMM does not say where it waits: {}", said.trim());
+        }
     }
 }
 
@@ -145,8 +253,8 @@ impl Guest {
             .with_context(|| format!("cannot understand the report {:?}", finished.stdout))
     }
 
-    /// Moves to another VMM on the same host, waits for the end of the one it leaves, and is talked
-    /// to there from then on.
+    /// Moves from its host to another VMM, there or elsewhere, waits for the end of the one it
+    /// leaves, and is talked to there from then on.
     ///
     /// # Errors
     /// When it does not move.
@@ -164,22 +272,30 @@ impl Guest {
         if exit != Exit::Status(0) {
             bail!("the VMM that the guest left ended with {exit:?}");
         }
-        // What it had reported before, and a line that it had begun.
-        self.collect(host)?;
-        self.arrive_at(receiver);
+        self.follow(host, receiver)?;
         Ok(report)
     }
 
-    /// Is talked to at another VMM from now on.
-    pub fn arrive_at(&mut self, receiver: &Receiver) {
+    /// Is talked to at another VMM from now on, after what it said at the one that it left.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn follow(&mut self, host: &mut Host, receiver: &Receiver) -> Result<()> {
+        self.collect(host)?;
+        self.arrive_at(receiver);
+        Ok(())
+    }
+
+    /// Is talked to at another VMM from now on, and has its name. Of what it said before only the
+    /// last sample counts: the new VMM's records begin behind it.
+    fn arrive_at(&mut self, receiver: &Receiver) {
+        self.name = receiver.name;
+        let samples = &mut self.sightings.samples;
+        samples.drain(..samples.len().saturating_sub(1));
+        self.sightings.spins.clear();
         self.vmm = receiver.vmm;
         self.socket.clone_from(&receiver.socket);
         self.reports.clone_from(&receiver.reports);
         self.read = 0;
-    }
-
-    /// Forgets a line that was cut off.
-    pub fn forget_line(&mut self) {
-        self.lines = LineBuffer::new();
     }
 }

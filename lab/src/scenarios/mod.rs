@@ -18,6 +18,8 @@ mod kvm_tests;
 mod ledger;
 mod lpt;
 mod lpt_chain;
+mod migrate_faults;
+mod migrate_refused;
 mod migrate_same_frequency;
 mod moves;
 mod own_figure;
@@ -53,6 +55,11 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
          keeps",
     ),
     (
+        "lpt-chain-snapshots",
+        "ten hosts, one after the other, timers of a minute, and delays that only a quiet machine \
+         keeps",
+    ),
+    (
         "snapshot-freeze",
         "two hosts minutes apart in uptime, and gaps that only a quiet machine keeps",
     ),
@@ -60,6 +67,10 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     (
         "snapshot-killed",
         "fifty kills, each with a VMM to kill and one or two to look at what is left",
+    ),
+    (
+        "migrate-faults",
+        "a hundred migrations that break, and what is made of each",
     ),
     ("watchdog", "two guests that are paused for a minute each"),
     (
@@ -94,7 +105,9 @@ pub const ALL: &[Scenario] = &[
     bad_input::SCENARIO,
     el1::SCENARIO,
     lpt::SCENARIO,
+    lpt_chain::SHORT,
     lpt_chain::SCENARIO,
+    lpt_chain::BY_SNAPSHOT,
     stolen_time::SCENARIO,
     stolen_time_off::SCENARIO,
     stolen_user::SCENARIO,
@@ -108,6 +121,9 @@ pub const ALL: &[Scenario] = &[
     physical_counter::SCENARIO,
     ledger::SCENARIO,
     migrate_same_frequency::SCENARIO,
+    migrate_refused::SCENARIO,
+    migrate_faults::FEW,
+    migrate_faults::SCENARIO,
     watchdog::SCENARIO,
     suspend::SOME,
     suspend::ANNOUNCED,

@@ -501,6 +501,7 @@ mod tests {
             shown_ticks: None,
             before: at,
             after: at,
+            live: None,
         }
     }
 

@@ -5,6 +5,7 @@ use core::ptr;
 use core::slice;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use guest_protocol::pattern::{PAGE_WORDS, Page, Pattern};
 use guest_protocol::report::Memory;
 use guest_protocol::request::Fill;
 use pvtime::guest::Counter;
@@ -12,7 +13,6 @@ use pvtime::guest::arm64::VirtualCounter;
 use spin::mutex::TicketMutex;
 
 use super::interfaces;
-use crate::pattern::{PAGE_WORDS, Page, Pattern};
 
 unsafe extern "C" {
     static image_end: u8;
@@ -27,7 +27,7 @@ pub fn set_end(end: usize) {
 
 /// The pattern, and the pace at which it is changed.
 struct Filled {
-    pattern: Pattern<'static>,
+    pattern: Pattern<&'static mut [Page], &'static mut [u32]>,
     /// Ticks of the counter between two changes.
     period_ticks: u64,
     next: u64,

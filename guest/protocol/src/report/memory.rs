@@ -11,6 +11,7 @@ pub struct Memory {
     pub changes: u64,
     /// Pages that are not as they were last written.
     pub damaged: u64,
-    /// Guest physical address of the first of them.
+    /// Where the first of them is: its guest physical address, or in a program on Linux, how far it is
+    /// from the first page, in bytes.
     pub first_damaged: Option<u64>,
 }

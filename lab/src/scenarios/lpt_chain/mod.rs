@@ -1,18 +1,20 @@
 //! Live physical time across hosts whose counters run at different frequencies: one guest goes from
-//! host to host as a snapshot.
+//! host to host while it runs, or as a snapshot.
 
 mod journey;
 
-use self::journey::{Hop, Ideal, Journey};
+use self::journey::{Anchor, Hop, Ideal, Journey};
 use super::bare_checks::arm_all;
 use crate::bare::{Bare, OnHost};
 use crate::control::Adjustment;
-use crate::guest::{Guest, GuestImage, GuestSpec, host_spec};
+use crate::guest::{Guest, GuestImage, GuestSpec, INSECURE, Receiver, host_spec};
 use crate::host::Host;
 use crate::interrupt::sleep;
-use crate::machine::HostSpec;
+use crate::machine::{HostSpec, Place};
+use crate::report::Skipped;
 use crate::scenario::{Scenario, Stage, Step};
 use crate::vmm::Snapshot;
+use crate::wire::wire;
 use anyhow::{Context, Result};
 use guest_protocol::request::Fill;
 use guest_protocol::{Action, Workload};
@@ -21,14 +23,47 @@ use std::time::Duration;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "lpt-chain",
-    about: "one guest on hosts of 25, 100, 31.25, 1000 and 25 MHz: live physical time and its timers",
+    about: "one guest moves to hosts of 25, 100, 31.25, 1000 and 25 MHz: live time and its timers",
     must_fail: None,
-    play,
+    play: |stage| play(stage, &CHAIN),
 };
+
+pub const BY_SNAPSHOT: Scenario = Scenario {
+    name: "lpt-chain-snapshots",
+    about: "the same as snapshots: live physical time and its timers on five hosts",
+    must_fail: None,
+    play: |stage| play(stage, &SNAPSHOTS),
+};
+
+pub const SHORT: Scenario = Scenario {
+    name: "migrate-frequencies",
+    about: "a guest with live physical time moves from a host of 25 MHz to one of 100 MHz",
+    must_fail: None,
+    play: |stage| {
+        if stage.assets.place == Place::Local {
+            stage.report.skipped.push(Skipped {
+                part: "a host of another frequency".into(),
+                reason: ONE_FREQUENCY.into(),
+            });
+            return Ok(());
+        }
+        stage.play(
+            Journey::default(),
+            &[Step {
+                name: "move a guest with a PV counter of 24 MHz",
+                act: |scene, stage| travel(scene, stage, &CASES[1], &SHORT_WAY),
+                checks: |scene| scene.checks("24-mhz", CASES[1].pv_hz, &SHORT_WAY),
+            }],
+        )
+    },
+};
+
+/// Why this machine cannot be both hosts.
+pub const ONE_FREQUENCY: &str = "this machine has one counter frequency; use --host qemu";
 
 const VCPUS: u32 = 4;
 
-/// The hosts in their order, and the names of the guest on each.
+/// The hosts in their order.
 const HOSTS: [(&str, u64); 5] = [
     ("host-0-25-mhz", 25_000_000),
     ("host-1-100-mhz", 100_000_000),
@@ -37,8 +72,46 @@ const HOSTS: [(&str, u64); 5] = [
     ("host-4-25-mhz", 25_000_000),
 ];
 
+/// How a guest goes, and how far.
+struct Way {
+    hosts: usize,
+    /// As a snapshot; else it moves while it runs.
+    is_saved: bool,
+    /// After a hop, until the timer of 2 s is due or lost.
+    after_hop: Duration,
+    after_last: Duration,
+    /// Timers that fire after the last hop, of those that were armed before.
+    last_timers: usize,
+    /// Whether delays and rates are judged, which a machine that does other work spoils.
+    is_timed: bool,
+}
+
+const CHAIN: Way = Way {
+    hosts: HOSTS.len(),
+    is_saved: false,
+    after_hop: Duration::from_secs(5),
+    // Until the timer of 60 s is due.
+    after_last: Duration::from_secs(64),
+    last_timers: 2,
+    is_timed: true,
+};
+
+const SNAPSHOTS: Way = Way {
+    is_saved: true,
+    ..CHAIN
+};
+
+const SHORT_WAY: Way = Way {
+    hosts: 2,
+    after_last: Duration::from_secs(3),
+    last_timers: 0,
+    is_timed: false,
+    ..CHAIN
+};
+
 /// A PV frequency, and what names its guest on each host.
 struct Case {
+    name: &'static str,
     pv_hz: u64,
     vmm_options: &'static [&'static str],
     guests: [&'static str; HOSTS.len()],
@@ -46,11 +119,13 @@ struct Case {
 
 const CASES: [Case; 2] = [
     Case {
+        name: "1-ghz",
         pv_hz: 1_000_000_000,
         vmm_options: &["--live-physical-time", "1000000000", "--paused-time", "on"],
         guests: ["1-ghz-0", "1-ghz-1", "1-ghz-2", "1-ghz-3", "1-ghz-4"],
     },
     Case {
+        name: "24-mhz",
         pv_hz: 24_000_000,
         vmm_options: &["--live-physical-time", "24000000", "--paused-time", "on"],
         guests: ["24-mhz-0", "24-mhz-1", "24-mhz-2", "24-mhz-3", "24-mhz-4"],
@@ -79,41 +154,38 @@ const FILL: Fill = Fill {
     changes_per_s: 200,
 };
 
-/// After a hop, until the timer of 2 s is due or lost.
-const AFTER_HOP: Duration = Duration::from_secs(5);
-/// After the last, until that of 60 s is.
-const AFTER_LAST: Duration = Duration::from_secs(64);
-
-fn play(stage: &mut Stage) -> Result<()> {
-    stage.play(
-        [Journey::default(), Journey::default()],
-        &[
-            Step {
-                name: "take a guest with a PV counter of 1 GHz from host to host",
-                act: |scene, stage| travel(&mut scene[0], stage, &CASES[0]),
-                checks: |scene| scene[0].checks("1-ghz", CASES[0].pv_hz),
-            },
-            Step {
-                name: "take a guest with a PV counter of 24 MHz from host to host",
-                act: |scene, stage| travel(&mut scene[1], stage, &CASES[1]),
-                checks: |scene| scene[1].checks("24-mhz", CASES[1].pv_hz),
-            },
-        ],
-    )
+fn play(stage: &mut Stage, way: &'static Way) -> Result<()> {
+    for case in &CASES {
+        stage.step(&format!(
+            "take a guest with a PV counter of {} Hz",
+            case.pv_hz
+        ));
+        let mut journey = Journey::default();
+        travel(&mut journey, stage, case, way)?;
+        stage
+            .report
+            .checks
+            .extend(journey.checks(case.name, case.pv_hz, way));
+    }
+    Ok(())
 }
 
 fn boot(stage: &mut Stage, index: usize) -> Result<Host> {
     let (name, counter_frequency_hz) = HOSTS[index];
+    let number = u8::try_from(index)?;
+    let wires = [wire(number)[0], wire(number.wrapping_sub(1))[1]];
     let spec = HostSpec {
         counter_frequency_hz,
         memory_mib: 768,
+        wires: wires.into(),
         ..host_spec(name, stage.assets, &stage.logs)?
     };
-    stage.boot(&spec)
+    let mut host = stage.boot(&spec)?;
+    host.set_clock()?;
+    Ok(host)
 }
 
-fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case) -> Result<()> {
-    let mut host = boot(stage, 0)?;
+fn start(case: &Case, host: &mut Host) -> Result<Guest> {
     let spec = GuestSpec {
         image: GuestImage::El1,
         cpus: VCPUS,
@@ -121,18 +193,25 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case) -> Resu
         vmm_options: case.vmm_options,
         ..GuestSpec::new(case.guests[0])
     };
-    let mut guest = Guest::start(&spec, &mut host)?;
-    guest.await_hello(&mut host)?;
-    let mut asked = bare(&mut guest, &mut host);
+    let mut guest = Guest::start(&spec, host)?;
+    guest.await_hello(host)?;
+    let mut asked = bare(&mut guest, host);
     asked.ask_all(Action::SetEventStream { rate_hz: EVENTS_HZ })?;
     asked.fill(FILL)?;
     asked.give_work(1, Workload::Change)?;
     asked.give_work(2, Workload::SpinLive)?;
     asked.give_work(3, Workload::SpinLive)?;
+    Ok(guest)
+}
+
+fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case, way: &Way) -> Result<()> {
+    let mut host = boot(stage, 0)?;
+    let mut guest = start(case, &mut host)?;
     let mut ideal = Ideal::start(HOSTS[0].1);
     let mut since = last(&guest, &mut host, "start")?;
     let mut first = bare(&mut guest, &mut host).clocks()?;
-    for (index, name) in case.guests.into_iter().enumerate().skip(1) {
+    for index in 1..way.hosts {
+        let name = case.guests[index];
         stage.step(&format!("take {name} to {}", HOSTS[index].0));
         let mut next = boot(stage, index)?;
         arm_all(
@@ -142,27 +221,34 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case) -> Resu
             &DELAYS_US[index % 2],
         )?;
         let latest = bare(&mut guest, &mut host).clocks()?;
-        let stop = guest.pause(&mut host)?;
-        journey.enter_run([&since, &stop], [&first, &latest], case.pv_hz);
-        stage.keep_records(&guest, &mut host)?;
-        let folder = host.file(name);
-        guest.ctl(&mut host, &["snapshot", &folder])?;
-        let folder = Snapshot::take(&mut host, &folder)?.put(&mut next, name)?;
+        let end = Anchor::between(&since, &host.clocks()?);
+        journey.enter_run([Anchor::of(&since), end], [&first, &latest], case.pv_hz);
+        let hosts = [&mut host, &mut next];
+        if way.is_saved {
+            guest = save(&guest, hosts, name, stage)?;
+        } else {
+            let error_us = migrate(&mut guest, hosts, (name, index), stage)?;
+            journey.blackout_errors_us.push(error_us);
+        }
         journey.held_up += host.held_up()?;
         host.power_off()?;
         host = next;
-        guest = Guest::restore(name, true, &folder, &mut host)?;
         first = bare(&mut guest, &mut host).clocks()?;
         since = last(&guest, &mut host, "resume")?;
         let arrived = Ideal {
-            ns: ideal.at(stop.after.guest),
+            ns: ideal.at(since.before.guest),
             count: since.after.guest,
             hz: HOSTS[index].1,
         };
-        journey.hops.push(Hop::between(arrived, &first, case.pv_hz));
+        let hop = Hop::between(arrived, &first, since.live.as_ref(), case.pv_hz);
+        journey.hops.push(hop);
         ideal = arrived;
-        let is_last = index + 1 == HOSTS.len();
-        sleep(if is_last { AFTER_LAST } else { AFTER_HOP })?;
+        let is_last = index + 1 == way.hosts;
+        sleep(if is_last {
+            way.after_last
+        } else {
+            way.after_hop
+        })?;
         let mut asked = bare(&mut guest, &mut host);
         journey.timers.extend(asked.timers()?);
         journey.found.push(asked.interfaces()?);
@@ -170,13 +256,44 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case) -> Resu
         journey.spins.extend(asked.spun()?);
     }
     let latest = bare(&mut guest, &mut host).clocks()?;
-    let stop = guest.pause(&mut host)?;
-    journey.enter_run([&since, &stop], [&first, &latest], case.pv_hz);
+    let end = Anchor::between(&since, &host.clocks()?);
+    journey.enter_run([Anchor::of(&since), end], [&first, &latest], case.pv_hz);
     stage.keep_records(&guest, &mut host)?;
-    guest.resume(&mut host)?;
     guest.power_off(&mut host)?;
     journey.held_up += host.held_up()?;
     host.power_off()
+}
+
+/// Takes the guest to the next host as a snapshot, under another name.
+fn save(
+    guest: &Guest,
+    [host, next]: [&mut Host; 2],
+    name: &'static str,
+    stage: &mut Stage,
+) -> Result<Guest> {
+    guest.pause(host)?;
+    stage.keep_records(guest, host)?;
+    let folder = host.file(name);
+    guest.ctl(host, &["snapshot", &folder])?;
+    let folder = Snapshot::take(host, &folder)?.put(next, name)?;
+    Guest::restore(name, true, &folder, next)
+}
+
+/// Has the guest move to the next host, under another name, and returns how far the gap that was
+/// recorded is from what passed, beyond all stated errors, in us.
+fn migrate(
+    guest: &mut Guest,
+    [host, next]: [&mut Host; 2],
+    (name, index): (&'static str, usize),
+    stage: &mut Stage,
+) -> Result<f64> {
+    stage.keep_records(guest, host)?;
+    let end = wire(u8::try_from(index - 1)?)[1];
+    let receiver = Receiver::start_on(name, next, end, &[INSECURE])?;
+    let report = guest.move_to(host, &receiver, &[INSECURE])?;
+    let clocks = [host.clocks()?, next.clocks()?];
+    let error_us = report.blackout_error_us(clocks.each_ref());
+    error_us.context("nothing was recorded of a gap")
 }
 
 fn bare<'a>(guest: &'a mut Guest, host: &'a mut Host) -> OnHost<'a> {

@@ -1,18 +1,20 @@
 //! A pattern in memory: every page has contents that follow from a seed, its number and how often it
 //! was changed, so that a page which was lost, exchanged or left behind shows.
 
+use core::ops::DerefMut;
+
 /// Words of a page, which has 4 KiB.
 pub const PAGE_WORDS: usize = 512;
 
 /// A page of memory.
 pub type Page = [u64; PAGE_WORDS];
 
-/// Memory that was filled.
+/// Memory that was filled: pages, and a number for each.
 #[derive(Debug)]
-pub struct Pattern<'a> {
-    pages: &'a mut [Page],
+pub struct Pattern<P, V> {
+    pages: P,
     /// How often each page was changed.
-    versions: &'a mut [u32],
+    versions: V,
     seed: u64,
     changes: u64,
 }
@@ -26,12 +28,16 @@ pub struct Damage {
     pub first: Option<usize>,
 }
 
-impl<'a> Pattern<'a> {
+impl<P, V> Pattern<P, V>
+where
+    P: DerefMut<Target = [Page]>,
+    V: DerefMut<Target = [u32]>,
+{
     /// Fills the pages. `versions` has a number for each, whatever they are.
     ///
     /// # Panics
     /// If the two are not of one length, or there is no page.
-    pub fn fill(pages: &'a mut [Page], versions: &'a mut [u32], seed: u64) -> Self {
+    pub fn fill(mut pages: P, mut versions: V, seed: u64) -> Self {
         assert!(pages.len() == versions.len() && !pages.is_empty());
         versions.fill(0);
         for (index, page) in pages.iter_mut().enumerate() {
@@ -56,6 +62,7 @@ impl<'a> Pattern<'a> {
     }
 
     /// Compares every page with what was last written to it.
+    #[must_use]
     pub fn verify(&self) -> Damage {
         let mut damage = Damage {
             pages: 0,
@@ -71,18 +78,20 @@ impl<'a> Pattern<'a> {
     }
 
     /// Pages that were filled.
+    #[must_use]
     pub fn pages(&self) -> usize {
         self.pages.len()
     }
 
     /// Changes since.
+    #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes
     }
 
     /// The pages, for who wants to damage one.
     pub fn pages_mut(&mut self) -> &mut [Page] {
-        self.pages
+        &mut self.pages
     }
 }
 
@@ -121,13 +130,14 @@ const fn mix(value: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec;
 
     const PAGES: usize = 40;
 
-    fn with_pattern(check: impl FnOnce(Pattern<'_>)) {
+    fn with_pattern(check: impl FnOnce(Pattern<&mut [Page], &mut [u32]>)) {
         let mut pages = vec![[0xa5; PAGE_WORDS]; PAGES];
-        let mut versions = vec![7; PAGES];
-        check(Pattern::fill(&mut pages, &mut versions, 42));
+        let mut versions = [7; PAGES];
+        check(Pattern::fill(&mut pages[..], &mut versions[..], 42));
     }
 
     const NONE: Damage = Damage {
@@ -158,7 +168,7 @@ mod tests {
             assert_eq!(pattern.verify(), one);
             pattern.pages_mut()[13][511] ^= 1 << 63;
 
-            let before: Vec<Page> = pattern.pages.to_vec();
+            let before = pattern.pages_mut().to_vec();
             pattern.change();
             let changed = (0..PAGES).find(|index| pattern.pages[*index] != before[*index]);
             let changed = changed.unwrap();
