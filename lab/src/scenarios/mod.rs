@@ -72,6 +72,10 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
         "migrate-faults",
         "a hundred migrations that break, and what is made of each",
     ),
+    (
+        "timers-survive",
+        "timers of 100 s; kvm-tests has the same with 4 s",
+    ),
     ("watchdog", "two guests that are paused for a minute each"),
     (
         "gate-race",
