@@ -480,6 +480,7 @@ mod tests {
             stolen_ns,
         };
         Status {
+            state: "Running".into(),
             elapsed_ns: 0,
             paused_ns: 0,
             generation: Generation::default(),
@@ -512,6 +513,7 @@ mod tests {
             before: at,
             after: at,
             live: None,
+            unanswered_ms: None,
         }
     }
 
