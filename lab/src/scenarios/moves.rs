@@ -2,7 +2,7 @@
 //! on another.
 
 use super::pauses::{
-    Pause, backwards_steps, check_agreement, check_stolen_growth, growth_ms, median,
+    Pause, backwards_steps, check_agreement, check_stolen_growth, growths_ms, median,
 };
 use super::watch::{structure, worst};
 use crate::clocks::ClockSight;
@@ -242,7 +242,7 @@ impl Journey {
             )
             .with_detail(detail),
             check("frozen_ticks", shown, 0.0, "ticks"),
-            check_stolen_growth(self.moves.iter().map(|it| &it.pause), self.name),
+            check_stolen_growth(&self.moves.iter().map(|it| &it.pause), self.name),
             check(
                 "monotonic_excess_ms",
                 median(pauses(Pause::monotonic_excess_ms)),
@@ -325,7 +325,7 @@ impl Departure {
         }
         let samples = (self.sample, arrived);
         let clock_work_us = clock_work_us(name, host)?;
-        let quiet_growth_ms = quiet_growth_ms(&mut guest, host)?;
+        let quiet_growths_ms = quiet_growths_ms(&mut guest, host)?;
         guest.pin(host, &[0], &[1])?;
         let one = Move {
             is_far,
@@ -342,7 +342,7 @@ impl Departure {
                 held_up,
                 spins,
                 samples,
-                quiet_growth_ms,
+                quiet_growths_ms,
             },
         };
         Ok((guest, one))
@@ -444,11 +444,11 @@ fn keep_adjustments(guest: &Guest, host: &mut Host, stage: &mut Stage) -> Result
 }
 
 /// What is stolen from a guest while the lab asks for as much as after a move.
-fn quiet_growth_ms(guest: &mut Guest, host: &mut Host) -> Result<f64> {
+fn quiet_growths_ms(guest: &mut Guest, host: &mut Host) -> Result<Vec<f64>> {
     let before = guest.status(host)?;
     guest.sample(host)?;
     guest.spins(host)?;
-    growth_ms(&before, &guest.status(host)?)
+    growths_ms(&before, &guest.status(host)?)
 }
 
 /// What the VMM says that the time of a restored VM took.
@@ -545,7 +545,7 @@ mod tests {
                 held_up: Duration::ZERO,
                 spins: Vec::new(),
                 samples: (sample.clone(), sample),
-                quiet_growth_ms: 0.0,
+                quiet_growths_ms: vec![0.0],
             },
         }
     }

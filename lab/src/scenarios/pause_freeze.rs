@@ -199,7 +199,7 @@ impl Seen {
             )
             .with_detail(circumstances),
             check("frozen_ticks", frozen, Limit::Equals(0.0), "ticks"),
-            check_stolen_growth(self.pauses.iter(), self.name),
+            check_stolen_growth(&self.pauses.iter(), self.name),
             check(
                 "monotonic_excess_ms",
                 median(figures(Pause::monotonic_excess_ms)),
