@@ -254,6 +254,7 @@ mod tests {
             before: counters(at_ms),
             after: counters(at_ms + shown_ms),
             live: None,
+            unanswered_ms: None,
         }
     }
 

@@ -74,6 +74,9 @@ pub struct Machines {
     /// The guests' kernel; the hosts' if it is not given.
     #[arg(long, env = "PVTIME_LAB_GUEST_KERNEL", value_name = "IMAGE")]
     guest_kernel: Option<PathBuf>,
+    /// The kernel of guests that are to see keys, as a package has it beside its modules.
+    #[arg(long, env = "PVTIME_LAB_KEY_KERNEL", value_name = "IMAGE")]
+    key_kernel: Option<PathBuf>,
     /// Folder of the static arm64 programs.
     #[arg(
         long,
@@ -128,6 +131,7 @@ impl Machines {
         let assets = Assets {
             host_kernel: kernel.clone(),
             guest_kernel: self.guest_kernel.as_ref().unwrap_or(kernel).clone(),
+            key_kernel: self.key_kernel.clone(),
             programs: self.programs.clone(),
             qemu: self.qemu.clone(),
             qemu_ecv: self.qemu_ecv.clone(),

@@ -30,6 +30,8 @@ pub struct Adjustment {
     pub after: Counters,
     /// Live physical time; none where the guest does not have it.
     pub live: Option<Live>,
+    /// For how long its guest was asked in vain to suspend itself, before the VM was paused.
+    pub unanswered_ms: Option<u64>,
 }
 
 /// Live physical time at one intervention.
@@ -112,6 +114,14 @@ impl Guest {
     /// As [`Self::pause`].
     pub fn prepare_sleep(&self, host: &mut Host) -> Result<Adjustment> {
         self.change(host, "prepare-sleep", "pause")
+    }
+
+    /// Announces a sleep of the host to a guest that suspends itself, and returns the record.
+    ///
+    /// # Errors
+    /// As [`Self::pause`].
+    pub fn prepare_suspend(&self, host: &mut Host) -> Result<Adjustment> {
+        self.change(host, "prepare-sleep", "guest suspend")
     }
 
     /// Announces that it is over, which lets the guest go on, and returns the record.

@@ -52,11 +52,32 @@ pub fn host_spec(name: &'static str, assets: &Assets, logs: &Path) -> Result<Hos
     })
 }
 
+/// The same, and what Linux guests that are to see keys boot.
+///
+/// # Errors
+/// As [`host_spec`], and when there is no kernel for them.
+pub fn host_spec_with_keys(name: &'static str, assets: &Assets, logs: &Path) -> Result<HostSpec> {
+    let (kernel, archive) = assets.key_guest()?;
+    let initramfs = logs.join("key-guest.cpio");
+    fs::write(&initramfs, archive)
+        .with_context(|| format!("cannot write {}", initramfs.display()))?;
+    let mut spec = host_spec(name, assets, logs)?;
+    let file = |name: &str, from| HostFile {
+        name: name.to_owned(),
+        from,
+    };
+    let more = [file("key-Image", kernel), file("key-guest.cpio", initramfs)];
+    spec.files.extend(more);
+    Ok(spec)
+}
+
 /// What a guest boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestImage {
     /// Linux, with the program of `guest/linux` as its init.
     Linux,
+    /// Linux with drivers for keys, on a host of [`host_spec_with_keys`].
+    LinuxWithKeys,
     /// The bare-metal guest, `guest/el1`.
     El1,
 }
@@ -82,6 +103,8 @@ pub struct GuestSpec {
     pub vmm_options: &'static [&'static str],
     /// Words for its kernel.
     pub kernel_options: &'static str,
+    /// More options of its program.
+    pub program_options: &'static str,
 }
 
 impl GuestSpec {
@@ -98,6 +121,7 @@ impl GuestSpec {
             on_pause: "freeze",
             vmm_options: &[],
             kernel_options: "",
+            program_options: "",
         }
     }
 }
@@ -126,6 +150,7 @@ impl Guest {
     pub fn start(spec: &GuestSpec, host: &mut Host) -> Result<Self> {
         let (kernel, initramfs) = match spec.image {
             GuestImage::Linux => ("Image", Some(host.path_of("guest.cpio")?)),
+            GuestImage::LinuxWithKeys => ("key-Image", Some(host.path_of("key-guest.cpio")?)),
             GuestImage::El1 => ("el1", None),
         };
         let kernel = host.path_of(kernel)?;
@@ -443,13 +468,13 @@ impl Guest {
 
 fn command_line(spec: &GuestSpec) -> String {
     let workload = vec![spec.workload.to_string(); spec.cpus as usize].join(",");
-    let kernel_options = spec.kernel_options;
+    let (kernel_options, program_options) = (spec.kernel_options, spec.program_options);
     if spec.image == GuestImage::El1 {
         return format!("-- --workload {workload}");
     }
     format!(
         "console=ttyS0 panic=-1 {kernel_options} -- --port ttyS1 --workload {workload} \
-         --sample-ms 0"
+         --sample-ms 0{program_options}"
     )
 }
 

@@ -146,6 +146,7 @@ mod tests {
         Assets {
             host_kernel: "absent".into(),
             guest_kernel: "absent".into(),
+            key_kernel: None,
             programs: "absent".into(),
             qemu: "absent".into(),
             qemu_ecv: None,

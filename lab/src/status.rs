@@ -5,6 +5,8 @@ use serde::Deserialize;
 /// What `pvtime ctl SOCKET status --json` says, as far as the lab judges it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Status {
+    /// What the VM does.
+    pub state: String,
     /// Physical time since the start.
     pub elapsed_ns: u64,
     /// As much of it as the VM was stopped for.

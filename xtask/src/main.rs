@@ -81,6 +81,9 @@ enum Task {
     },
 }
 
+/// The one scenario whose guest needs a kernel with drivers for keys.
+const KEY_SCENARIO: &str = "suspend-coordinated";
+
 fn main() -> ExitCode {
     match Workspace::find().and_then(|workspace| run(&workspace, Cli::parse().task)) {
         Ok(code) => code,
@@ -114,8 +117,14 @@ fn run(workspace: &Workspace, task: Task) -> Result<ExitCode> {
             let lab = programs::build_lab(workspace)?;
             // What only prints needs no kernel and no emulator.
             let needs_hosts = arguments.first().is_some_and(|it| it == "run");
+            let needs_keys = needs_hosts && arguments.iter().any(|it| it == KEY_SCENARIO);
             let lab = if needs_hosts {
                 lab.with_hosts(workspace)?
+            } else {
+                lab
+            };
+            let lab = if needs_keys {
+                lab.with_keys(workspace)?
             } else {
                 lab
             };

@@ -39,6 +39,9 @@ pub struct Record {
     pub live: Option<LiveRecord>,
     /// What became of the vCPUs' timers; absent where the counter's frequency stayed.
     pub timers: Option<TimersRecord>,
+    /// For how long the guest was asked before to suspend itself and did not, in ms; absent where it
+    /// was not asked, or did.
+    pub unanswered_ms: Option<u64>,
 }
 
 /// Physical time in which the VM did not run.
@@ -145,6 +148,7 @@ impl Record {
             after: adjustment.after.into(),
             live: adjustment.live.map(LiveRecord::from),
             timers: None,
+            unanswered_ms: None,
         }
     }
 }

@@ -361,6 +361,33 @@ pub struct TimeArgs {
     /// Whether this process watches for sleeps that nobody announces, and for stalls
     #[arg(long, value_enum, value_name = "SWITCH", default_value = "off")]
     pub watch_host: SwitchArg,
+
+    /// Whether the guest has a sleep key and PSCI `SYSTEM_SUSPEND`, and is asked to suspend itself
+    /// before the host sleeps; off for a new VM, and as it was for one that is restored
+    #[arg(long, value_enum, value_name = "on|off")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend_guest: Option<SwitchArg>,
+
+    /// How long it may take for that, in ms; one that takes longer is paused
+    #[arg(long, value_name = "MS", default_value_t = DEFAULT_SUSPEND_LIMIT_MS,
+          allow_negative_numbers = true, value_parser = value_parser!(u64).range(100..=600_000))]
+    #[serde(
+        default = "default_suspend_limit_ms",
+        skip_serializing_if = "is_default_suspend_limit_ms"
+    )]
+    pub suspend_limit: u64,
+}
+
+/// What is left of the 5 s for which logind delays a sleep by default.
+const DEFAULT_SUSPEND_LIMIT_MS: u64 = 4_000;
+
+const fn default_suspend_limit_ms() -> u64 {
+    DEFAULT_SUSPEND_LIMIT_MS
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+const fn is_default_suspend_limit_ms(limit: &u64) -> bool {
+    *limit == DEFAULT_SUSPEND_LIMIT_MS
 }
 
 /// `--on-stall`.

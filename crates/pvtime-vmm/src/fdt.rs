@@ -4,9 +4,10 @@ use pvtime::abi::paused_time::SIZE_BYTES;
 use pvtime_kvm::ReservedMemory;
 use vm_fdt::{Error, FdtWriter, FdtWriterNode};
 
+use crate::button::{SLEEP_LINE, WAKE_UP_LINE};
 use crate::layout::{
     CONSOLE, Device, GENERATION, GENERATION_BYTES, GIC_DISTRIBUTOR, GIC_REDISTRIBUTOR_BYTES,
-    GIC_REDISTRIBUTORS, PAUSED_TIME_SPI, RAM, RTC, SERIAL,
+    GIC_REDISTRIBUTORS, KEYS, PAUSED_TIME_SPI, RAM, RTC, SERIAL,
 };
 
 /// What the tree depends on.
@@ -24,12 +25,15 @@ pub struct Contents<'a> {
     pub reserved: &'a [ReservedMemory],
     /// Where paused time is, if the guest has it.
     pub paused_time: Option<u64>,
+    /// Whether the guest has the keys that ask it to suspend itself.
+    pub keys: bool,
     /// Randomness for the guest's first keys.
     pub seed: [u8; 64],
 }
 
 const PHANDLE_GIC: u32 = 1;
 const PHANDLE_CLOCK: u32 = 2;
+const PHANDLE_KEYS: u32 = 3;
 /// What the 16550 divides and the PL031 does not use, in Hz.
 const DEVICE_CLOCK_HZ: u32 = 1_843_200;
 
@@ -65,6 +69,9 @@ pub fn write(contents: &Contents<'_>) -> Result<Vec<u8>, Error> {
     devices(&mut fdt)?;
     generation(&mut fdt)?;
     paused_time(&mut fdt, contents.paused_time)?;
+    if contents.keys {
+        keys(&mut fdt)?;
+    }
     fdt.end_node(root)?;
     fdt.finish()
 }
@@ -197,6 +204,45 @@ fn paused_time(fdt: &mut FdtWriter, address: Option<u64>) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
+/// Bindings: `gpio/pl061-gpio.yaml`, `input/gpio-keys.yaml`.
+fn keys(fdt: &mut FdtWriter) -> Result<(), Error> {
+    /// Of Linux's `input-event-codes.h`.
+    const KEY_SLEEP: u32 = 142;
+    const KEY_WAKEUP: u32 = 143;
+    const ACTIVE_HIGH: u32 = 0;
+    let node = begin(fdt, "gpio", KEYS.base, Device::BYTES)?;
+    fdt.property_string_list(
+        "compatible",
+        vec!["arm,pl061".into(), "arm,primecell".into()],
+    )?;
+    fdt.property_array_u32("interrupts", &[INTERRUPT_SPI, KEYS.spi, LEVEL_HIGH])?;
+    fdt.property_u32("clocks", PHANDLE_CLOCK)?;
+    fdt.property_string("clock-names", "apb_pclk")?;
+    fdt.property_null("gpio-controller")?;
+    fdt.property_u32("#gpio-cells", 2)?;
+    fdt.property_null("interrupt-controller")?;
+    fdt.property_u32("#interrupt-cells", 2)?;
+    fdt.property_phandle(PHANDLE_KEYS)?;
+    fdt.end_node(node)?;
+
+    let keys = fdt.begin_node("gpio-keys")?;
+    fdt.property_string("compatible", "gpio-keys")?;
+    for (name, line, code) in [
+        ("sleep", SLEEP_LINE, KEY_SLEEP),
+        ("wake-up", WAKE_UP_LINE, KEY_WAKEUP),
+    ] {
+        let key = fdt.begin_node(&format!("key-{name}"))?;
+        fdt.property_string("label", name)?;
+        fdt.property_u32("linux,code", code)?;
+        fdt.property_array_u32("gpios", &[PHANDLE_KEYS, line.into(), ACTIVE_HIGH])?;
+        if code == KEY_WAKEUP {
+            fdt.property_null("wakeup-source")?;
+        }
+        fdt.end_node(key)?;
+    }
+    fdt.end_node(keys)
+}
+
 #[cfg(test)]
 mod tests {
     use fdt::Fdt;
@@ -212,6 +258,7 @@ mod tests {
             affinities: &[0, 1, 0x100],
             reserved,
             paused_time: None,
+            keys: false,
             seed: [7; 64],
         })
         .unwrap()
@@ -280,6 +327,7 @@ mod tests {
             affinities: &[0],
             reserved: &[],
             paused_time: Some(0xa02_0000),
+            keys: false,
             seed: [7; 64],
         })
         .unwrap();
@@ -300,6 +348,44 @@ mod tests {
             Fdt::new(&self::tree(&[]))
                 .unwrap()
                 .find_compatible(&["pvtime,paused-time"])
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn keys_are_lines_of_a_controller_with_an_interrupt_of_its_own() {
+        let bytes = write(&Contents {
+            cmdline: "",
+            initramfs: None,
+            memory_mib: 64,
+            affinities: &[0],
+            reserved: &[],
+            paused_time: None,
+            keys: true,
+            seed: [7; 64],
+        })
+        .unwrap();
+        let tree = Fdt::new(&bytes).unwrap();
+        let gpio = node(&tree, "/gpio@9030000");
+        let names: Vec<_> = gpio.compatible().unwrap().all().collect();
+        assert_eq!(names, ["arm,pl061", "arm,primecell"]);
+        let interrupt = gpio.property("interrupts").unwrap().value;
+        assert_eq!(interrupt, [0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 4]);
+        let others = [CONSOLE, SERIAL, RTC, GENERATION].map(|device| device.spi);
+        assert!(!others.contains(&KEYS.spi) && KEYS.spi != PAUSED_TIME_SPI);
+        let controller = gpio.property("phandle").unwrap().as_usize().unwrap();
+        for (name, line, code, wakes) in [("sleep", 0, 142, false), ("wake-up", 1, 143, true)] {
+            let key = node(&tree, &format!("/gpio-keys/key-{name}"));
+            let code_there = key.property("linux,code").unwrap().as_usize();
+            assert_eq!(code_there, Some(code));
+            let cells = [u32::try_from(controller).unwrap(), line, 0].map(u32::to_be_bytes);
+            assert_eq!(key.property("gpios").unwrap().value, cells.as_flattened());
+            assert_eq!(key.property("wakeup-source").is_some(), wakes);
+        }
+        assert!(
+            Fdt::new(&self::tree(&[]))
+                .unwrap()
+                .find_compatible(&["arm,pl061"])
                 .is_none()
         );
     }

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! 0x0800_0000  GIC distributor
-//! 0x0900_0000  devices, a page each: two serial ports, the RTC
+//! 0x0900_0000  devices, a page each: two serial ports, the RTC, the keys
 //! 0x0a00_0000  time interfaces, 64 KiB for each kind
 //! 0x0b00_0000  the VM's generation, 64 KiB
 //! 0x0c00_0000  GIC redistributors, 128 KiB for each vCPU
@@ -33,6 +33,11 @@ pub const SERIAL: Device = Device {
 pub const RTC: Device = Device {
     base: 0x0902_0000,
     spi: 2,
+};
+/// A PL061 with the sleep and wake-up keys, for a guest that is asked to suspend itself.
+pub const KEYS: Device = Device {
+    base: 0x0903_0000,
+    spi: 5,
 };
 /// The time interfaces.
 pub const TIME_REGION: u64 = 0x0a00_0000;

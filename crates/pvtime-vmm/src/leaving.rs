@@ -97,7 +97,7 @@ impl Source for Leaving<'_> {
 
     fn resume(&self) -> Result<()> {
         self.ownership.check()?;
-        Ok(self.machine.time.resume()?)
+        self.machine.resume()
     }
 
     fn give_away(&self) {

@@ -8,6 +8,7 @@
 pub mod api;
 pub mod boot;
 pub mod bus;
+pub mod button;
 pub mod cli;
 pub mod console;
 pub mod ctl;
@@ -23,9 +24,11 @@ pub mod kvm;
 pub mod layout;
 pub mod migrate;
 pub mod migration;
+pub mod pl061;
 pub mod probe;
 pub mod snapshot;
 pub mod state;
+pub mod suspension;
 mod table;
 
 #[cfg(target_arch = "aarch64")]

@@ -8,6 +8,7 @@
 pub mod arriving;
 mod leaving;
 mod saved;
+pub mod suspending;
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -23,7 +24,7 @@ use kvm_bindings::{
     kvm_vcpu_init,
 };
 use kvm_ioctls::{DeviceFd, Kvm, VcpuFd, VmFd};
-use pvtime::host::timeline::{NegativeElapsed, Policies};
+use pvtime::host::timeline::{NegativeElapsed, Policies, TimelineError};
 use pvtime::scale::Frequency;
 use pvtime_kvm::{CounterChoice, HostTime, VcpuTime, VmTime, VmTimeConfig};
 use vm_memory::{
@@ -36,17 +37,20 @@ use vmm_sys_util::signal::SIGRTMIN;
 
 use crate::boot::Boot;
 use crate::bus::Bus;
+use crate::button::Keys;
 use crate::cli::{SwitchArg, TimeArgs};
 use crate::devices::{InputDrained, Interrupt, SerialPort};
 use crate::event::Event;
 use crate::generation::Generation;
 use crate::layout::{
-    CONSOLE, Device, GENERATION, GENERATION_BYTES, GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, MAX_VCPUS,
-    PAUSED_TIME_SPI, RAM, RTC, SERIAL, TIME_REGION,
+    CONSOLE, Device, GENERATION, GENERATION_BYTES, GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, KEYS,
+    MAX_VCPUS, PAUSED_TIME_SPI, RAM, RTC, SERIAL, TIME_REGION,
 };
+use crate::pl061::{Pl061, Pl061State};
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
 use crate::state::profile::CpuProfile;
+use crate::suspension::Suspension;
 use crate::{entropy, fdt, kvm};
 
 /// What to build.
@@ -77,6 +81,10 @@ pub struct Machine {
     /// The second port.
     pub serial: Port,
     rtc: Arc<Mutex<Rtc<NoEvents>>>,
+    /// What asks the guest to suspend itself, if it can be asked.
+    keys: Option<Keys>,
+    /// How far it is with that.
+    pub suspension: Arc<Suspension>,
     /// The machine's time.
     pub time: Arc<VmTime>,
     /// What its vCPUs were made with.
@@ -150,7 +158,7 @@ impl Machine {
     /// Raises the interrupt by which the guest learns that it is another generation: before its
     /// vCPUs run, and after its interrupt controller is as it was, so that it is not lost.
     fn announce_generation(&self) -> Result<()> {
-        let line = KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | (FIRST_SPI + GENERATION.spi);
+        let line = interrupt_line(GENERATION.spi);
         for level in [true, false] {
             let set = self.vm.set_irq_line(line, level);
             set.context("cannot tell the guest that it comes out of a snapshot")?;
@@ -167,6 +175,7 @@ impl Machine {
             affinities: &self.affinities,
             reserved: &self.time.reserved_memory(),
             paused_time: self.time.paused_time().map(|it| it.address),
+            keys: self.keys.is_some(),
             seed: entropy::bytes()?,
         })?;
         let entry = boot.load(&self.memory, &tree)?;
@@ -246,6 +255,11 @@ impl Blank {
         let serial = insert_port(&vm, &mut bus, SERIAL, config.serial, &devices.serial)?;
         let rtc = Arc::new(Mutex::new(Rtc::from_state(&devices.rtc, NoEvents)));
         bus.insert(RTC, rtc.clone());
+        let keys = keys_state(&config.time, state.map(|it| &it.devices))?
+            .map(|state| insert_keys(&vm, &mut bus, state))
+            .transpose()?;
+        let ram = RAM..RAM + (config.memory_mib << 20);
+        let suspension = Suspension::new(ram, state.and_then(|it| it.suspend_call));
         Ok(Machine {
             profile: CpuProfile::read(&self.vcpus[0].0, &self.vcpu_init)?,
             vm,
@@ -254,6 +268,8 @@ impl Blank {
             console,
             serial,
             rtc,
+            keys,
+            suspension: Arc::new(suspension),
             time: self.time,
             vcpu_init: self.vcpu_init,
             affinities: self.affinities,
@@ -307,6 +323,9 @@ fn take_undecodable_accesses(vm: &VmFd) -> Result<()> {
 }
 
 fn time_config(config: &MachineConfig) -> Result<VmTimeConfig> {
+    if config.live_physical_time.is_some() && config.time.suspend_guest == Some(SwitchArg::On) {
+        bail!(TimelineError::LiveWithGuestSuspend);
+    }
     Ok(VmTimeConfig {
         vcpus: usize::try_from(config.cpus)?,
         region: GuestAddress(TIME_REGION),
@@ -446,6 +465,37 @@ fn insert_port(
     Ok(Port { port, drained })
 }
 
+/// What the keys begin with; none for a guest without.
+fn keys_state(args: &TimeArgs, saved: Option<&DeviceStates>) -> Result<Option<Pl061State>> {
+    let asked = args.suspend_guest == Some(SwitchArg::On);
+    match saved {
+        None => Ok(asked.then(Pl061State::default)),
+        Some(saved) if asked && saved.keys.is_none() => bail!(
+            "the saved VM was started without --suspend-guest, so its guest has no sleep key; leave \
+             the option out"
+        ),
+        Some(saved) => Ok(saved.keys),
+    }
+}
+
+fn insert_keys(vm: &Arc<VmFd>, bus: &mut Bus, state: Pl061State) -> Result<Keys> {
+    suspending::take_suspends(vm)?;
+    let (line, its_vm) = (interrupt_line(KEYS.spi), Arc::clone(vm));
+    its_vm
+        .set_irq_line(line, false)
+        .context("cannot connect the interrupt of the keys")?;
+    // It was just shown to work.
+    let drive = move |high| its_vm.set_irq_line(line, high).unwrap_or(());
+    let gpio = Arc::new(Mutex::new(Pl061::from_state(state, Box::new(drive))));
+    bus.insert(KEYS, gpio.clone());
+    Ok(Keys::new(gpio))
+}
+
+/// A shared interrupt, as `KVM_IRQ_LINE` takes it.
+const fn interrupt_line(spi: u32) -> u32 {
+    KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | (FIRST_SPI + spi)
+}
+
 /// `MPIDR_EL1`: op0 3, op1 0, n 0, m 0, op2 5.
 const MPIDR_EL1: u64 = 0x6030_0000_0013_c005;
 /// Aff3 and Aff2 to Aff0.
@@ -458,11 +508,17 @@ fn affinity(vcpu: &VcpuFd) -> Result<u64> {
     Ok(u64::from_le_bytes(bytes) & AFFINITY_MASK)
 }
 
+/// The id of a general-purpose register.
+const fn x(number: usize) -> u64 {
+    0x6030_0000_0010_0000 + 2 * number as u64
+}
+
+const X0: u64 = x(0);
+const PC: u64 = x(32);
+
 /// Where the kernel starts, by the boot protocol: the device tree's address in x0, x1 to x3 zero,
 /// EL1 with interrupts masked.
 fn set_entry(vcpu: &VcpuFd, entry: u64, fdt: u64) -> Result<()> {
-    const X0: u64 = 0x6030_0000_0010_0000;
-    const PC: u64 = 0x6030_0000_0010_0040;
     const PSTATE: u64 = 0x6030_0000_0010_0042;
     const EL1H_MASKED: u64 = 0x3c5;
     for (register, value) in [(PSTATE, EL1H_MASKED), (PC, entry), (X0, fdt)] {

@@ -162,7 +162,7 @@ impl Takeover {
         let runs = self.runs;
         let start = || {
             if runs {
-                arriving::resume(time)
+                arriving::resume(machine)
             } else {
                 Ok(None)
             }

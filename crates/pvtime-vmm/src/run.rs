@@ -76,7 +76,7 @@ pub fn restore(args: &RestoreArgs, snapshot: Snapshot) -> Result<ExitCode> {
         let begun = Instant::now();
         machine.time.restore(&time, Cause::Snapshot)?;
         if !args.paused {
-            machine.time.resume()?;
+            machine.resume()?;
         }
         let took_us = begun.elapsed().as_micros();
         eprintln!("pvtime: restored the time of {vcpus} vCPUs in {took_us} us");
@@ -143,7 +143,8 @@ fn drive(
     });
     let server = server.transpose()?;
     let wake = Event::new()?;
-    let threads = VcpuThreads::start(vcpus, &machine.time, &machine.bus, &wake)?;
+    let threads = VcpuThreads::start(vcpus, &machine, &wake)?;
+    let suspends = machine.serve_suspends()?;
     begin(&machine, &ownership)?;
     has_begun.store(true, Ordering::Release);
     announce(cpus, &machine);
@@ -151,7 +152,7 @@ fn drive(
     let stop = wait(&mut signals, &threads, &wake, &stop, &mut input);
     // A migration that is under way ends before the machine does.
     cancel.raise();
-    drop((threads, terminal, server));
+    drop((suspends, threads, terminal, server));
     if let Owner::Gone { to } = ownership.owner() {
         eprintln!("pvtime: the VM is at {to} now");
         return Ok(ExitCode::SUCCESS);

@@ -88,6 +88,7 @@ impl Vm for Status {
         ) {
             (false, _) => VmState::NotStarted,
             (true, true) => VmState::Running,
+            (true, false) if self.time.is_guest_suspended() => VmState::Suspended,
             (true, false) => VmState::Paused,
         }
     }
@@ -135,12 +136,12 @@ impl Vm for Status {
 
     fn resume(&self) -> Result<()> {
         self.ownership.check()?;
-        Ok(self.time.resume()?)
+        self.machine.resume()
     }
 
     fn take_over(&self) -> Result<()> {
         self.ownership.take_over()?;
-        Ok(self.time.resume()?)
+        self.machine.resume()
     }
 
     fn migrate(&self, request: &Migrate) -> Result<MigrationReport> {
@@ -176,17 +177,11 @@ impl Vm for Status {
     }
 
     fn prepare_sleep(&self) -> Result<()> {
-        if self.time.is_running() {
-            self.time.pause(Cause::HostSuspend)?;
-        }
-        Ok(())
+        self.machine.prepare_sleep()
     }
 
     fn finish_sleep(&self) -> Result<()> {
-        if self.time.stop_cause() == Some(Cause::HostSuspend) {
-            self.time.resume()?;
-        }
-        Ok(())
+        self.machine.finish_sleep()
     }
 
     fn snapshot(&self, folder: &Path) -> Result<()> {
@@ -196,9 +191,9 @@ impl Vm for Status {
             self.time.pause(Cause::Snapshot)?;
         }
         let saved = self.machine.save(folder, &mut progress("saving"));
-        let resumed = if runs { self.time.resume() } else { Ok(()) };
+        let resumed = if runs { self.machine.resume() } else { Ok(()) };
         saved?;
-        Ok(resumed?)
+        resumed
     }
 
     fn stop(&self) {

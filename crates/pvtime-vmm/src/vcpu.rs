@@ -8,13 +8,15 @@ use std::thread::{Builder, JoinHandle};
 use anyhow::{Context, Result, anyhow};
 use kvm_bindings::{
     KVM_EXIT_ARM_NISV, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
-    kvm_vcpu_events,
+    KVM_SYSTEM_EVENT_SUSPEND, kvm_vcpu_events,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use pvtime_kvm::{RunningVcpu, VcpuTime, VmTime};
 
 use crate::bus::Bus;
 use crate::event::Event;
+use crate::machine::{Machine, suspending};
+use crate::suspension::Suspension;
 
 /// Why a guest stopped by itself.
 #[derive(Debug)]
@@ -42,27 +44,28 @@ impl VcpuThreads {
     /// # Errors
     ///
     /// What the host refuses.
-    pub fn start(
-        vcpus: Vec<(VcpuFd, VcpuTime)>,
-        time: &Arc<VmTime>,
-        bus: &Arc<Bus>,
-        wake: &Event,
-    ) -> Result<Self> {
+    pub fn start(vcpus: Vec<(VcpuFd, VcpuTime)>, machine: &Machine, wake: &Event) -> Result<Self> {
         let (sender, stopped) = channel();
         let (bound, is_bound) = channel();
         let count = vcpus.len();
         let mut threads = Self {
-            time: Arc::clone(time),
+            time: Arc::clone(&machine.time),
             threads: Vec::new(),
             stopped,
         };
         for (index, (vcpu, time)) in vcpus.into_iter().enumerate() {
-            let (bus, wake) = (Arc::clone(bus), wake.clone());
+            let (bus, wake) = (Arc::clone(&machine.bus), wake.clone());
+            let suspension = Arc::clone(&machine.suspension);
             let (stopped, bound) = (sender.clone(), bound.clone());
             let thread = Builder::new()
                 .name(format!("vcpu{index}"))
                 .spawn(move || {
-                    let running = time.bind_thread().map(|time| Runner { vcpu, time, bus });
+                    let running = time.bind_thread().map(|time| Runner {
+                        vcpu,
+                        time,
+                        bus,
+                        suspension,
+                    });
                     let failure = running.as_ref().err().map(ToString::to_string);
                     // Whoever starts the threads waits for each.
                     let _ = bound.send(failure);
@@ -101,6 +104,7 @@ struct Runner {
     vcpu: VcpuFd,
     time: RunningVcpu,
     bus: Arc<Bus>,
+    suspension: Arc<Suspension>,
 }
 
 impl Runner {
@@ -148,6 +152,11 @@ impl Runner {
                 return stop(GuestStop::PowerOff);
             }
             VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => return stop(GuestStop::Reset),
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SUSPEND, _) => {
+                if let Err(error) = suspending::ask(&self.suspension, &self.time, &self.vcpu) {
+                    return stop(GuestStop::Failed(error));
+                }
+            }
             VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => {
                 return stop(GuestStop::Failed(anyhow!(
                     "the guest reported that it crashed"

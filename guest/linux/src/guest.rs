@@ -20,6 +20,7 @@ use crate::memory::Memory;
 use crate::options::Options;
 use crate::proc_stat::{self, parse_steal};
 use crate::schedule::Schedule;
+use crate::sleeping;
 use crate::work::Workers;
 
 /// The guest: its CPUs' work, and when it samples.
@@ -54,6 +55,9 @@ impl Guest {
         let mut guest = Self::on(CpuList::possible()?, CpuList::online()?, options.sample_ms);
         for (cpu, &workload) in (0..).zip(&options.workload) {
             guest.set_workload(cpu, workload)?;
+        }
+        if options.follow_sleep_key {
+            sleeping::follow_key()?;
         }
         Ok(guest)
     }
@@ -156,6 +160,10 @@ impl Guest {
             },
             Action::Verify => match self.memory.verify() {
                 Ok(found) => bodies.push(Body::Memory(found)),
+                Err(error) => return Ok(refusal(ErrorKind::Refused, request.id, error)),
+            },
+            Action::Suspend => match sleeping::suspend() {
+                Ok(()) => bodies.push(Body::Done),
                 Err(error) => return Ok(refusal(ErrorKind::Refused, request.id, error)),
             },
             Action::Interfaces

@@ -17,6 +17,7 @@ mod options;
 mod port;
 mod proc_stat;
 mod schedule;
+mod sleeping;
 mod spin;
 mod work;
 

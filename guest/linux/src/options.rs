@@ -21,6 +21,10 @@ pub struct Options {
     /// Device in /dev to talk on [default: ttyS1 if the machine has it, else the console]
     #[arg(long, value_name = "NAME")]
     pub port: Option<String>,
+
+    /// Suspend when the sleep key was pressed, as logind does
+    #[arg(long)]
+    pub follow_sleep_key: bool,
 }
 
 impl Options {
@@ -58,6 +62,7 @@ mod tests {
             workload: Vec::new(),
             sample_ms: 1000,
             port: None,
+            follow_sleep_key: false,
         };
         assert_eq!(parse("/init"), Ok(expected));
     }
@@ -68,9 +73,10 @@ mod tests {
             workload: vec![Workload::Busy, Workload::Idle, Workload::Spin],
             sample_ms: 0,
             port: Some("ttyS0".to_owned()),
+            follow_sleep_key: true,
         };
         assert_eq!(
-            parse("/init --workload busy,idle,spin --sample-ms 0 --port ttyS0"),
+            parse("/init --workload busy,idle,spin --sample-ms 0 --port ttyS0 --follow-sleep-key"),
             Ok(expected)
         );
     }

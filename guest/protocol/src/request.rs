@@ -63,6 +63,8 @@ pub enum Action {
     /// Run the guest's own tests. Answer: one [`TestResult`](crate::report::TestResult) each, then
     /// `done`.
     RunTests,
+    /// Suspend the machine (PSCI `SYSTEM_SUSPEND`). Answer, when it was resumed: `done`.
+    Suspend,
     /// Power the machine off. Answer: [`Bye`](crate::report::Bye).
     PowerOff,
     /// Reset the machine. Answer: [`Bye`](crate::report::Bye).
@@ -208,6 +210,7 @@ impl Request {
             | Action::Timers
             | Action::Verify
             | Action::RunTests
+            | Action::Suspend
             | Action::PowerOff
             | Action::Reset => wire::emit::<()>(name, id, None, buffer),
         }
@@ -243,6 +246,7 @@ impl Request {
             "fill" => Action::Fill(head.parse_body("fill")?),
             "verify" => Action::Verify,
             "run_tests" => Action::RunTests,
+            "suspend" => Action::Suspend,
             "power_off" => Action::PowerOff,
             "reset" => Action::Reset,
             _ => return Err(head.unknown_type()),
@@ -270,6 +274,7 @@ impl Action {
             Self::Fill(_) => "fill",
             Self::Verify => "verify",
             Self::RunTests => "run_tests",
+            Self::Suspend => "suspend",
             Self::PowerOff => "power_off",
             Self::Reset => "reset",
         }

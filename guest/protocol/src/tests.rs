@@ -292,6 +292,7 @@ fn request() -> impl Strategy<Value = Request> {
         })),
         Just(Action::Verify),
         Just(Action::RunTests),
+        Just(Action::Suspend),
         Just(Action::PowerOff),
         Just(Action::Reset),
     ];
@@ -437,6 +438,7 @@ fn requests_are_these_lines() {
             r#"{"type":"fill","body":{"seed":18446744073709551615,"mib":64,"changes_per_s":500}}"#,
         ),
         (Request::new(Action::RunTests), r#"{"type":"run_tests"}"#),
+        (Request::new(Action::Suspend), r#"{"type":"suspend"}"#),
         (Request::new(Action::PowerOff), r#"{"type":"power_off"}"#),
         (Request::new(Action::Reset), r#"{"type":"reset"}"#),
     ];

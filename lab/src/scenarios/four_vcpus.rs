@@ -160,6 +160,7 @@ mod tests {
             }),
         };
         Status {
+            state: "Running".into(),
             elapsed_ns: 0,
             paused_ns: 0,
             generation: Generation::default(),

@@ -35,6 +35,7 @@ mod stolen_time;
 mod stolen_time_off;
 mod stolen_user;
 mod suspend;
+mod suspend_coordinated;
 mod suspend_linux;
 mod three_guests;
 mod timers_survive;
@@ -93,6 +94,10 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
         "suspend-linux",
         "three guests on a host that sleeps for a minute",
     ),
+    (
+        "suspend-coordinated",
+        "guests with another kernel, of 90 MB; suspend-request is without the key",
+    ),
 ];
 
 /// Why the test command leaves a scenario out, if it does.
@@ -133,6 +138,8 @@ pub const ALL: &[Scenario] = &[
     suspend::ANNOUNCED,
     suspend::UNANNOUNCED,
     suspend_linux::SCENARIO,
+    suspend_coordinated::BY_REQUEST,
+    suspend_coordinated::SCENARIO,
     gate_race::SCENARIO,
     timers_survive::SCENARIO,
     generation::SCENARIO,

@@ -537,6 +537,7 @@ mod tests {
             stolen_ns,
         };
         Status {
+            state: "Running".into(),
             elapsed_ns: 0,
             paused_ns: 0,
             generation: Generation::default(),
@@ -569,6 +570,7 @@ mod tests {
             before: at,
             after: at,
             live: None,
+            unanswered_ms: None,
         }
     }
 

@@ -362,6 +362,7 @@ mod tests {
             }],
         };
         let status = |run_delay_ns, claimed| Status {
+            state: "Running".into(),
             elapsed_ns: 5,
             paused_ns: 0,
             generation: Generation::default(),

@@ -1,4 +1,4 @@
-//! The kernel of hosts and guests: Debian's cloud kernel for arm64.
+//! The kernels of hosts and guests: Debian's for arm64.
 
 use super::apt::{Apt, Package, machine_sources};
 use super::{say, sources};
@@ -10,7 +10,29 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const OVERRIDE: &str = "PVTIME_LAB_KERNEL";
+/// Which of them.
+pub struct Flavour {
+    /// The variable that names another.
+    variable: &'static str,
+    /// Its folder below `target/setup`.
+    folder: &'static str,
+    /// What its package's name ends with, and its Image's, after the version.
+    suffix: &'static str,
+}
+
+/// The kernel of hosts and guests, small.
+pub const CLOUD: Flavour = Flavour {
+    variable: "PVTIME_LAB_KERNEL",
+    folder: "kernel",
+    suffix: "-cloud-arm64",
+};
+
+/// The kernel for every machine, with `gpio_keys`.
+pub const GENERIC: Flavour = Flavour {
+    variable: "PVTIME_LAB_KEY_KERNEL",
+    folder: "key-kernel",
+    suffix: "-arm64",
+};
 
 /// The series that the project is tested with; 6.4 brought what it needs of KVM.
 const SERIES: &str = "linux-image-6.12";
@@ -20,21 +42,22 @@ const SERIES: &str = "linux-image-6.12";
 const SUMS: &str = "SHA256SUMS";
 
 /// The kernel's Image: the one that is named, or else the one in the cache, or else Debian's newest.
-pub fn fetch(workspace: &Workspace) -> Result<PathBuf> {
-    if let Some(image) = var_os(OVERRIDE) {
+pub fn fetch(workspace: &Workspace, flavour: &Flavour) -> Result<PathBuf> {
+    let variable = flavour.variable;
+    if let Some(image) = var_os(variable) {
         let image = workspace.root.join(image);
         if !image.is_file() {
-            bail!("{OVERRIDE} names {}, which is no file", image.display());
+            bail!("{variable} names {}, which is no file", image.display());
         }
         return Ok(image);
     }
-    let cache = workspace.target.join("setup/kernel");
+    let cache = workspace.target.join("setup").join(flavour.folder);
     if let Some(image) = cached(&cache) {
         return Ok(image);
     }
-    download(&workspace.target.join("setup/apt"), &cache).with_context(|| {
+    download(&workspace.target.join("setup/apt"), &cache, flavour).with_context(|| {
         format!(
-            "cannot fetch a kernel; on a machine without apt, name an arm64 Image with {OVERRIDE}"
+            "cannot fetch a kernel; on a machine without apt, name an arm64 Image with {variable}"
         )
     })?;
     cached(&cache).with_context(|| format!("{} does not hold what it should", cache.display()))
@@ -61,16 +84,16 @@ fn cached(cache: &Path) -> Option<PathBuf> {
         .map(|name| cache.join(name))
 }
 
-fn download(apt_folder: &Path, cache: &Path) -> Result<()> {
+fn download(apt_folder: &Path, cache: &Path, flavour: &Flavour) -> Result<()> {
     let codename = codename().context("/etc/os-release names no Debian release")?;
     let sources = sources::for_kernel(&machine_sources(), &codename)
         .with_context(|| format!("this machine has no package source for {codename} main"))?;
     let apt = Apt::new(apt_folder, &sources)?;
     say("reading Debian's arm64 package index, in a private folder under target/");
     let updated = apt.update();
-    let Some(name) = newest(apt.names(SERIES)?) else {
+    let Some(name) = newest(apt.names(SERIES)?, flavour) else {
         updated?;
-        bail!("no source has a package {SERIES}*-cloud-arm64");
+        bail!("no source has a package {SERIES}*{}", flavour.suffix);
     };
     let package = apt.show(&name)?;
     say(&format!("fetching {name} {}", package.version));
@@ -79,11 +102,11 @@ fn download(apt_folder: &Path, cache: &Path) -> Result<()> {
     }
     fs::create_dir_all(cache)?;
     apt.download(&package, cache)?;
-    unpack(&package, cache)
+    unpack(&package, cache, flavour)
 }
 
 /// Checks the package's hash, unpacks it and notes the hash of the kernel in it.
-fn unpack(package: &Package, cache: &Path) -> Result<()> {
+fn unpack(package: &Package, cache: &Path, flavour: &Flavour) -> Result<()> {
     let deb = only_file(cache, ".deb")?;
     let sum = sum_of(cache, &deb)?;
     if !sum.starts_with(&package.sha256) {
@@ -91,7 +114,7 @@ fn unpack(package: &Package, cache: &Path) -> Result<()> {
     }
     let mut extract = Command::new("dpkg-deb");
     process::run(extract.args(["--extract", &deb, "."]).current_dir(cache))?;
-    let image = format!("boot/{}", only_file(&cache.join("boot"), "-cloud-arm64")?);
+    let image = format!("boot/{}", only_file(&cache.join("boot"), flavour.suffix)?);
     let sums = format!("{sum}{}", sum_of(cache, &image)?);
     Ok(fs::write(cache.join(SUMS), sums)?)
 }
@@ -119,12 +142,14 @@ fn only_file(folder: &Path, suffix: &str) -> Result<String> {
     Ok(name.clone())
 }
 
-/// The signed cloud kernel of the highest version among package names.
-fn newest(names: Vec<String>) -> Option<String> {
+/// The signed kernel of the highest version among package names.
+fn newest(names: Vec<String>, flavour: &Flavour) -> Option<String> {
     let is_kernel = |name: &String| {
-        name.starts_with(&format!("{SERIES}."))
-            && name.ends_with("-cloud-arm64")
-            && !name.contains("-rt-")
+        let version = name
+            .strip_prefix(&format!("{SERIES}."))
+            .and_then(|rest| rest.strip_suffix(flavour.suffix));
+        // Another flavour has another word between the two.
+        version.is_some_and(|it| !it.contains('-'))
     };
     names
         .into_iter()
@@ -153,20 +178,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_signed_cloud_kernel_is_chosen() {
+    fn the_newest_signed_kernel_of_a_flavour_is_chosen() {
         let names = [
             "linux-image-6.12.9+deb12-cloud-arm64",
             "linux-image-6.12.95+deb12-cloud-arm64",
             "linux-image-6.12.95+deb12-cloud-arm64-dbg",
             "linux-image-6.12.96+deb12-cloud-arm64-unsigned",
             "linux-image-6.12.96+deb12-arm64",
+            "linux-image-6.12.97+deb12-rt-arm64",
             "linux-image-6.120.1-cloud-arm64",
         ];
-        let newest = newest(names.map(str::to_owned).into());
-        assert_eq!(
-            newest.as_deref(),
-            Some("linux-image-6.12.95+deb12-cloud-arm64")
-        );
+        for (flavour, wanted) in [
+            (CLOUD, "linux-image-6.12.95+deb12-cloud-arm64"),
+            (GENERIC, "linux-image-6.12.96+deb12-arm64"),
+        ] {
+            let newest = newest(names.map(str::to_owned).into(), &flavour);
+            assert_eq!(newest.as_deref(), Some(wanted));
+        }
     }
 
     #[test]

@@ -31,7 +31,12 @@ pub fn prepare(workspace: &Workspace, needs: Needs) -> Result<PathBuf> {
     if !is_host() {
         program::QEMU.install()?;
     }
-    kernel::fetch(workspace)
+    kernel::fetch(workspace, &kernel::CLOUD)
+}
+
+/// Sets up a kernel with drivers for keys, which the cloud kernel lacks.
+pub fn prepare_key_kernel(workspace: &Workspace) -> Result<PathBuf> {
+    kernel::fetch(workspace, &kernel::GENERIC)
 }
 
 /// Sets up kernel headers to compare with, and returns their folder.

@@ -288,6 +288,15 @@ pub enum Error {
     /// The offset was not set.
     #[error(transparent)]
     Offset(#[from] SetOffsetError),
+    /// The guest asked to be suspended too early.
+    #[error(
+        "vCPU {index} is on, and a guest suspends itself when all of its vCPUs but the one that \
+         asks are off; it was denied"
+    )]
+    VcpuOn {
+        /// The first that is on.
+        index: usize,
+    },
     /// The accounts of a vCPU's thread could not be read.
     #[error("no accounts of vCPU {index}: {source}")]
     Accounts {

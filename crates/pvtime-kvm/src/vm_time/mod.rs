@@ -3,6 +3,7 @@
 mod account;
 mod config;
 mod execute;
+mod guest_suspend;
 mod interfaces;
 mod lost;
 mod saved;
@@ -194,6 +195,10 @@ impl VmTime {
     /// out, [`Error::HeldUp`] after a sleep of the host. The VM runs on after an error, if it ran
     /// before.
     pub fn pause(&self, cause: Cause) -> Result<(), Error> {
+        self.pause_with(cause, None)
+    }
+
+    fn pause_with(&self, cause: Cause, unanswered: Option<Duration>) -> Result<(), Error> {
         let (mut state, now) = self.close_for(cause)?;
         let ran = state.timeline.is_running();
         let paused = self
@@ -203,7 +208,10 @@ impl VmTime {
         if ran && paused.is_err() {
             self.gate.open();
         }
-        self.keep(paused?);
+        self.keep(paused?.map(|record| Record {
+            unanswered_ms: unanswered.map(|it| it.as_millis().try_into().unwrap_or(u64::MAX)),
+            ..record
+        }));
         Ok(())
     }
 

@@ -92,6 +92,12 @@ pub struct RunningVcpu {
 }
 
 impl RunningVcpu {
+    /// The vCPU's index.
+    #[must_use]
+    pub const fn index(&self) -> usize {
+        self.index
+    }
+
     /// Enters the guest once, as `KVM_RUN` does, when the VM runs; waits while it does not. `None`
     /// after [`VmTime::shut_down`].
     ///
@@ -136,7 +142,7 @@ impl RunningVcpu {
 
 /// Whether the guest has not turned the vCPU on, or off again (PSCI). A KVM that does not say has
 /// vCPUs that are on.
-fn is_off(vcpu: &VcpuFd) -> bool {
+pub(super) fn is_off(vcpu: &VcpuFd) -> bool {
     vcpu.get_mp_state()
         .is_ok_and(|state| state.mp_state == KVM_MP_STATE_STOPPED)
 }

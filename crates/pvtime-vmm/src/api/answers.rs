@@ -34,6 +34,8 @@ pub enum VmState {
     Running,
     /// They are not.
     Paused,
+    /// They are not, because the guest has suspended itself.
+    Suspended,
     /// They are not, and another host may run it.
     #[serde(rename = "In doubt")]
     InDoubt,
@@ -47,6 +49,7 @@ impl std::fmt::Display for VmState {
             Self::NotStarted => "not started",
             Self::Running => "running",
             Self::Paused => "paused",
+            Self::Suspended => "suspended",
             Self::InDoubt => "in doubt",
             Self::Moved => "moved",
         })

@@ -315,6 +315,7 @@ fn described_values_are_all_there_are() {
         VmState::NotStarted,
         VmState::Running,
         VmState::Paused,
+        VmState::Suspended,
         VmState::InDoubt,
         VmState::Moved,
     ];

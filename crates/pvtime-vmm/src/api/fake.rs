@@ -145,6 +145,7 @@ pub fn record(event: &str) -> Record {
         after: reading,
         live: None,
         timers: None,
+        unanswered_ms: None,
     }
 }
 

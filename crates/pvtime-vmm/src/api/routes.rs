@@ -172,12 +172,12 @@ fn change_state(api: &Api, request: &Request) -> Result<Response, Fault> {
         }),
         WantedState::Resumed => api.change("resume", || match vm.state() {
             VmState::Running => Ok(()),
-            VmState::Paused => Ok(vm.resume()?),
+            VmState::Paused | VmState::Suspended => Ok(vm.resume()?),
             state => Err(not_ours(state)),
         }),
         WantedState::TakenOver => api.change("take-over", || match vm.state() {
             VmState::Running => Ok(()),
-            VmState::Paused | VmState::InDoubt => Ok(vm.take_over()?),
+            VmState::Paused | VmState::Suspended | VmState::InDoubt => Ok(vm.take_over()?),
             state => Err(not_ours(state)),
         }),
     }
@@ -189,6 +189,9 @@ fn not_ours(state: VmState) -> Fault {
         VmState::InDoubt => NotOurs::InDoubt.to_string(),
         VmState::Moved => "the VM runs on another host now; ask there".into(),
         VmState::NotStarted => return not_started(),
+        VmState::Suspended => {
+            "the guest has suspended itself, and nothing of it runs; resume it to wake it".into()
+        }
         VmState::Running | VmState::Paused => format!("the VM is {state}; ask again"),
     })
 }
@@ -215,7 +218,9 @@ fn create_snapshot(api: &Api, request: &Request) -> Result<Response, Fault> {
     create.check()?;
     let vm = api.vm();
     api.change("snapshot", || match vm.state() {
-        VmState::Running | VmState::Paused => Ok(vm.snapshot(&create.snapshot_path)?),
+        VmState::Running | VmState::Paused | VmState::Suspended => {
+            Ok(vm.snapshot(&create.snapshot_path)?)
+        }
         state => Err(not_ours(state)),
     })
 }
@@ -226,7 +231,9 @@ fn migrate(api: &Api, request: &Request) -> Result<Response, Fault> {
     let vm = api.vm();
     let _under_way = UnderWay::enter(&api.change, "migration")?;
     match vm.state() {
-        VmState::Running | VmState::Paused => Ok(Response::ok(&vm.migrate(&migrate)?)),
+        VmState::Running | VmState::Paused | VmState::Suspended => {
+            Ok(Response::ok(&vm.migrate(&migrate)?))
+        }
         state => Err(not_ours(state)),
     }
 }

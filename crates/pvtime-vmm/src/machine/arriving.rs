@@ -7,7 +7,7 @@ use pvtime_kvm::record::Record;
 use pvtime_kvm::{StolenTimeChoice, VmTime, counter};
 
 use super::leaving::wall_error_ns;
-use super::{Blank, Host as Kvm, MachineConfig, guest_memory, vcpu_init};
+use super::{Blank, Host as Kvm, Machine, MachineConfig, guest_memory, vcpu_init};
 use crate::layout::{MAX_VCPUS, RAM};
 use crate::migration::message::{Answer, Host, Offer};
 
@@ -82,8 +82,9 @@ fn available_bytes() -> Option<u64> {
 /// # Errors
 ///
 /// Where the host's clocks contradict the policy; the VM is stopped still.
-pub fn resume(time: &VmTime) -> Result<Option<Record>> {
-    time.resume()?;
+pub fn resume(machine: &Machine) -> Result<Option<Record>> {
+    machine.resume()?;
+    let time = &machine.time;
     let last = time.records().last();
     let records = time
         .records()

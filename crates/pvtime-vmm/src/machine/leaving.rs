@@ -39,6 +39,7 @@ impl Machine {
             Some(_) => SwitchArg::On,
             None => SwitchArg::Off,
         });
+        time.suspend_guest.get_or_insert(SwitchArg::Off);
         Ok(Offer {
             who: Host::who(id),
             id: id.into(),

@@ -79,6 +79,7 @@ impl Machine {
             gic: GicState::save(&self.gic, &self.affinities)?,
             devices: self.devices(),
             generation: self.generation,
+            suspend_call: self.suspension.call(),
         })
     }
 
@@ -92,6 +93,7 @@ impl Machine {
             console: port(&self.console),
             serial: port(&self.serial),
             rtc: rtc.state(),
+            keys: self.keys.as_ref().map(|keys| keys.gpio().state()),
         }
     }
 }

@@ -118,6 +118,7 @@ fn machine() -> MachineState {
             }],
         },
         devices: DeviceStates {
+            keys: None,
             console: SerialState {
                 in_buffer: b"typed".to_vec(),
                 ..SerialState::default()
@@ -125,6 +126,7 @@ fn machine() -> MachineState {
             serial: SerialState::default(),
             rtc: RtcState::default(),
         },
+        suspend_call: None,
         generation: Generation {
             count: 7,
             id: GenerationId([0x5a; 16]),

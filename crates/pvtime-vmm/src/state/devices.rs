@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use vm_superio::{RtcState, SerialState};
 
+use crate::pl061::Pl061State;
+
 /// The devices of a machine; by default as they are when it is turned on.
 ///
 /// Bytes that a port's other end sent and the port has not taken yet are no state of the port. The
@@ -20,6 +22,9 @@ pub struct DeviceStates {
     /// The real-time clock.
     #[serde(with = "Clock")]
     pub rtc: RtcState,
+    /// The keys that ask the guest to suspend itself; absent where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<Pl061State>,
 }
 
 /// The registers of a 16550 by name, and the bytes that the guest has not read.
@@ -76,10 +81,28 @@ mod tests {
                 imsc: 4,
                 ris: 5,
             },
+            keys: Some(Pl061State {
+                outputs: 1,
+                inputs: 2,
+                direction: 3,
+                sense: 4,
+                both_edges: 5,
+                event: 6,
+                mask: 7,
+                edges: 8,
+                alternate: 9,
+            }),
         };
         let json = serde_json::to_string(&states).unwrap();
         assert_eq!(serde_json::from_str::<DeviceStates>(&json).unwrap(), states);
         let unknown = json.replacen("scratch", "scratched", 1);
         assert!(serde_json::from_str::<DeviceStates>(&unknown).is_err());
+        let without = DeviceStates::default();
+        let json = serde_json::to_string(&without).unwrap();
+        assert!(!json.contains("keys"), "older versions read it: {json}");
+        assert_eq!(
+            serde_json::from_str::<DeviceStates>(&json).unwrap(),
+            without
+        );
     }
 }

@@ -25,6 +25,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::generation::Generation;
+use crate::suspension::SuspendCall;
 
 pub mod devices;
 pub mod gic;
@@ -44,9 +45,12 @@ pub struct MachineState {
     pub vcpus: Vec<VcpuState>,
     /// The interrupt controller.
     pub gic: GicState,
-    /// Serial ports and clock.
+    /// Serial ports, clock and keys.
     pub devices: DeviceStates,
     /// Which generation of its VM the machine is; all zero in a snapshot of format 1.
     #[serde(default)]
     pub generation: Generation,
+    /// What its guest asked for, if it had suspended itself or was about to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend_call: Option<SuspendCall>,
 }

@@ -99,6 +99,7 @@ fn a_guest_goes_on_from_a_snapshot() {
                 gic,
                 devices,
                 generation: Generation::default(),
+                suspend_call: None,
             },
             time: b"none",
             memory: &machine.memory,

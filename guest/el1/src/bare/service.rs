@@ -93,6 +93,11 @@ fn answer(request: Request) {
             ),
         },
         Action::RunTests => run_tests(id),
+        Action::Suspend => refuse(
+            id,
+            ErrorKind::Refused,
+            "this guest does not suspend itself; boot guest/linux",
+        ),
         Action::PowerOff => {
             bye(id, ByeReason::PowerOff);
             failure::power_off()

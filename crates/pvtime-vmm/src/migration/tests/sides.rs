@@ -180,6 +180,8 @@ pub fn offer() -> Offer {
             on_migrate: PolicyArg::Advance,
             on_suspend: PolicyArg::Freeze,
             on_stall: StallArg::Report,
+            suspend_guest: None,
+            suspend_limit: 4_000,
             watch_host: SwitchArg::Off,
         },
         memory: vec![range],
@@ -236,6 +238,7 @@ pub fn machine() -> MachineState {
         },
         devices: DeviceStates::default(),
         generation: Generation::default(),
+        suspend_call: None,
     }
 }
 

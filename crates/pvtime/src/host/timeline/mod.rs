@@ -300,6 +300,12 @@ impl Timeline {
         }
     }
 
+    /// Whether the guest suspended itself and was not resumed yet.
+    #[must_use]
+    pub const fn is_guest_suspended(&self) -> bool {
+        matches!(self.phase, Phase::Stopped(stop) if stop.by_guest)
+    }
+
     /// Live physical time, once a VM that has it was started.
     #[must_use]
     pub const fn live(&self) -> Option<&LiveState> {
