@@ -119,7 +119,11 @@ fn run(workspace: &Workspace, task: Task) -> Result<ExitCode> {
             } else {
                 lab
             };
-            Err(process::replace_by(lab.command().args(arguments)))
+            let mut command = lab.command();
+            if needs_hosts && arguments.iter().any(|it| it == "side-by-side") {
+                command.env("PVTIME_LAB_PEER", setup::prepare_peer(workspace)?);
+            }
+            Err(process::replace_by(command.args(arguments)))
         }
     }
 }

@@ -28,6 +28,7 @@ mod pause_freeze;
 mod pauses;
 mod physical_counter;
 mod restore_frequencies;
+mod side_by_side;
 mod snapshot_advance;
 mod snapshot_freeze;
 mod snapshot_killed;
@@ -71,6 +72,10 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     (
         "migrate-faults",
         "a hundred migrations that break, and what is made of each",
+    ),
+    (
+        "side-by-side",
+        "another VMM to fetch, and aims that only a quiet machine can judge",
     ),
     ("watchdog", "two guests that are paused for a minute each"),
     (
@@ -124,6 +129,7 @@ pub const ALL: &[Scenario] = &[
     migrate_refused::SCENARIO,
     migrate_faults::FEW,
     migrate_faults::SCENARIO,
+    side_by_side::SCENARIO,
     watchdog::SCENARIO,
     suspend::SOME,
     suspend::ANNOUNCED,
