@@ -224,7 +224,9 @@ fn await_address(host: &mut Host, log: &str) -> Result<String> {
         let address = said.split_once(WAITS).map(|(_, rest)| rest);
         // The line may not be whole yet.
         if let Some((address, _)) = address.and_then(|it| it.split_once('\n')) {
-            return Ok(address.to_owned());
+            // How the way is secured may follow.
+            let address = address.split_ascii_whitespace().next();
+            return Ok(address.unwrap_or_default().to_owned());
         }
         if start.elapsed() > READY_LIMIT {
             bail!("the VMM does not say where it waits: {}", said.trim());

@@ -27,7 +27,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 struct Scene {
     host: Option<Host>,
     passed: u32,
-    failed: u32,
+    /// Names of tests.
+    failed: Vec<String>,
     examples_failed: u32,
 }
 
@@ -48,7 +49,8 @@ fn play(stage: &mut Stage) -> Result<()> {
                         Check::new(name, measured.into(), limit, "tests")
                     };
                     vec![
-                        count("tests_failed", scene.failed, Limit::Equals(0.0)),
+                        count("tests_failed", number(&scene.failed), Limit::Equals(0.0))
+                            .with_detail(scene.failed.join(", ")),
                         count("tests_passed", scene.passed, Limit::AtLeast(1.0)),
                     ]
                 },
@@ -92,7 +94,11 @@ fn run_all(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
             );
         };
         scene.passed += passed;
-        scene.failed += failed;
+        let names = failures(&finished.stdout);
+        if number(&names) != failed {
+            bail!("{name} names {names:?} as its {failed} failures");
+        }
+        scene.failed.extend(names);
         let clean = finished.exit == Exit::Status(0);
         if clean != (failed == 0) {
             bail!(
@@ -174,6 +180,19 @@ fn counts(stdout: &str) -> Option<(u32, u32)> {
     Some((number("passed")?, number("failed")?))
 }
 
+/// Names of the tests that failed, from the line that a test program prints for each test.
+fn failures(stdout: &str) -> Vec<String> {
+    let failed = |line: &str| {
+        let name = line.strip_prefix("test ")?.strip_suffix(" ... FAILED")?;
+        Some(name.to_owned())
+    };
+    stdout.lines().filter_map(failed).collect()
+}
+
+fn number(names: &[String]) -> u32 {
+    u32::try_from(names.len()).unwrap_or(u32::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,5 +206,13 @@ mod tests {
         );
         assert_eq!(counts("running 11 tests\n"), None);
         assert_eq!(counts("test result: odd"), None);
+    }
+
+    #[test]
+    fn failures_are_named() {
+        let lines =
+            "test a::b ... ok\ntest c ... FAILED\ntest d ... ignored, long\ntest e ... FAILED";
+        assert_eq!(failures(lines), ["c", "e"]);
+        assert!(failures("test result: FAILED. 0 passed").is_empty());
     }
 }

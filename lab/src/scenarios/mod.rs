@@ -77,6 +77,10 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
         "side-by-side",
         "another VMM to fetch, and aims that only a quiet machine can judge",
     ),
+    (
+        "timers-survive",
+        "timers of 100 s; kvm-tests has the same with 4 s",
+    ),
     ("watchdog", "two guests that are paused for a minute each"),
     (
         "gate-race",

@@ -1,7 +1,9 @@
 //! Moves of a spinning guest, as a snapshot, between two hosts: pauses that begin on one host and end
 //! on another.
 
-use super::pauses::{Pause, backwards_steps, check_agreement, median};
+use super::pauses::{
+    Pause, backwards_steps, check_agreement, check_stolen_growth, growth_ms, median,
+};
 use super::watch::{structure, worst};
 use crate::clocks::ClockSight;
 use crate::control::Adjustment;
@@ -240,12 +242,7 @@ impl Journey {
             )
             .with_detail(detail),
             check("frozen_ticks", shown, 0.0, "ticks"),
-            check(
-                "stolen_growth_ms",
-                median(pauses(Pause::stolen_growth_ms)),
-                5.0,
-                "ms",
-            ),
+            check_stolen_growth(self.moves.iter().map(|it| &it.pause), self.name),
             check(
                 "monotonic_excess_ms",
                 median(pauses(Pause::monotonic_excess_ms)),
@@ -311,7 +308,10 @@ impl Departure {
         let held_up = host.held_up()?;
         let least = self.stopped.elapsed();
         let arguments = ["restore", folder, "--on-restore", on_restore];
+        // What the agent starts is where the agent is at that moment.
+        host.pin_agent(&[0])?;
         let mut guest = Guest::spawn(name, true, &arguments, host)?;
+        host.pin_agent(&[1])?;
         // While the lab asks again the spinning vCPU gets its turn: the answers are another thread's.
         let arrived = guest.sample(host)?;
         let spins = guest.spins(host)?;
@@ -325,6 +325,7 @@ impl Departure {
         }
         let samples = (self.sample, arrived);
         let clock_work_us = clock_work_us(name, host)?;
+        let quiet_growth_ms = quiet_growth_ms(&mut guest, host)?;
         guest.pin(host, &[0], &[1])?;
         let one = Move {
             is_far,
@@ -341,6 +342,7 @@ impl Departure {
                 held_up,
                 spins,
                 samples,
+                quiet_growth_ms,
             },
         };
         Ok((guest, one))
@@ -441,6 +443,14 @@ fn keep_adjustments(guest: &Guest, host: &mut Host, stage: &mut Stage) -> Result
     Ok(())
 }
 
+/// What is stolen from a guest while the lab asks for as much as after a move.
+fn quiet_growth_ms(guest: &mut Guest, host: &mut Host) -> Result<f64> {
+    let before = guest.status(host)?;
+    guest.sample(host)?;
+    guest.spins(host)?;
+    growth_ms(&before, &guest.status(host)?)
+}
+
 /// What the VMM says that the time of a restored VM took.
 fn clock_work_us(name: &str, host: &mut Host) -> Result<f64> {
     let log = host.read_from(&host.file(&format!("{name}-vmm.log")), 0)?;
@@ -533,6 +543,7 @@ mod tests {
                 held_up: Duration::ZERO,
                 spins: Vec::new(),
                 samples: (sample.clone(), sample),
+                quiet_growth_ms: 0.0,
             },
         }
     }

@@ -1,6 +1,6 @@
 //! A frozen pause is not seen: a guest that spins on its counter finds no gap in it.
 
-use super::pauses::{Pause, backwards_steps, check_agreement, median};
+use super::pauses::{Pause, backwards_steps, check_agreement, check_stolen_growth, median};
 use super::watch::worst;
 use crate::guest::{Guest, GuestSpec, host_spec};
 use crate::host::Host;
@@ -199,12 +199,7 @@ impl Seen {
             )
             .with_detail(circumstances),
             check("frozen_ticks", frozen, Limit::Equals(0.0), "ticks"),
-            check(
-                "stolen_growth_ms",
-                median(figures(Pause::stolen_growth_ms)),
-                at_most(5.0),
-                "ms",
-            ),
+            check_stolen_growth(self.pauses.iter(), self.name),
             check(
                 "monotonic_excess_ms",
                 median(figures(Pause::monotonic_excess_ms)),

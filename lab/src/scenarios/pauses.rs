@@ -25,6 +25,8 @@ pub struct Pause {
     /// From before the pause to after it.
     pub spins: Vec<Spin>,
     pub(super) samples: (Sample, Sample),
+    /// By how much the structures grew over the same requests without a pause.
+    pub(super) quiet_growth_ms: f64,
 }
 
 impl Pause {
@@ -41,6 +43,7 @@ impl Pause {
         meanwhile: impl FnOnce(&mut Host) -> Result<()>,
         resume: fn(&Guest, &mut Host) -> Result<Adjustment>,
     ) -> Result<Self> {
+        let quiet_growth_ms = quiet_growth_ms(guest, host)?;
         let sample = guest.sample(host)?;
         // The accounts start afresh.
         guest.spins(host)?;
@@ -68,6 +71,7 @@ impl Pause {
             held_up,
             spins,
             samples: (sample, guest.sample(host)?),
+            quiet_growth_ms,
         })
     }
 
@@ -114,15 +118,8 @@ impl Pause {
     }
 
     /// By how much the structures grew, the most of all vCPUs.
-    pub fn stolen_growth_ms(&self) -> Result<f64> {
-        let mut most_ns = 0;
-        for vcpu in 0..self.after.vcpus.len() {
-            let grown_ns = structure(&self.after, vcpu)?
-                .stolen_ns
-                .checked_sub(structure(&self.before, vcpu)?.stolen_ns);
-            most_ns = most_ns.max(grown_ns.context("a structure stepped back")?);
-        }
-        Ok(ms(most_ns))
+    fn growth_ms(&self) -> Result<f64> {
+        growth_ms(&self.before, &self.after)
     }
 
     /// What Linux's monotonic clock gained over the pause beyond the time that the VM ran, which is
@@ -210,6 +207,41 @@ impl Pause {
         let hz = u128::from(self.resume.after.frequency_hz);
         u64::try_from(u128::from(ticks) * 1_000_000_000 / hz).unwrap_or(u64::MAX)
     }
+}
+
+/// What is stolen from a guest while the lab asks for as much as around a pause: the commands on its
+/// host take CPUs that its vCPUs wait for.
+fn quiet_growth_ms(guest: &Guest, host: &mut Host) -> Result<f64> {
+    let before = guest.status(host)?;
+    // In the place of a pause and a resumption.
+    guest.status(host)?;
+    guest.status(host)?;
+    growth_ms(&before, &guest.status(host)?)
+}
+
+/// By how much the structures grew, the most of all vCPUs.
+pub(super) fn growth_ms(before: &Status, after: &Status) -> Result<f64> {
+    let mut most_ns = 0;
+    for vcpu in 0..after.vcpus.len() {
+        let grown_ns = structure(after, vcpu)?
+            .stolen_ns
+            .checked_sub(structure(before, vcpu)?.stolen_ns);
+        most_ns = most_ns.max(grown_ns.context("a structure stepped back")?);
+    }
+    Ok(ms(most_ns))
+}
+
+/// What pauses added to stolen time: at the median, beyond what the same requests add without one.
+pub fn check_stolen_growth<'a>(
+    pauses: impl Iterator<Item = &'a Pause> + Clone,
+    guest: &str,
+) -> Check {
+    let growth = pauses.clone().map(|it| it.growth_ms().unwrap_or(f64::NAN));
+    let growth = median(growth.collect());
+    let quiet = median(pauses.map(|it| it.quiet_growth_ms).collect());
+    let detail = format!("{guest}; {growth:.1} ms over a pause, {quiet:.1} ms over none");
+    let most = Limit::AtMost(5.0);
+    Check::new("stolen_growth_ms", growth - quiet, most, "ms").with_detail(detail)
 }
 
 /// Reads below an earlier one, of the same vCPU or of another.

@@ -23,11 +23,9 @@ fn play(stage: &mut Stage) -> Result<()> {
         Scene::default(),
         &[
             Step {
-                name: "boot a host, two guests, and minutes later a second host",
+                name: "boot a host, and a second one when it has run for minutes",
                 act: |scene, stage| {
                     scene.hosts = Hosts::boot(stage)?;
-                    scene.one = Journey::start("one", 1, "freeze", &mut scene.hosts)?;
-                    scene.four = Journey::start("four", 4, "freeze", &mut scene.hosts)?;
                     scene.hosts.add_younger(stage)
                 },
                 checks: no_checks,
@@ -37,6 +35,7 @@ fn play(stage: &mut Stage) -> Result<()> {
                 act: |scene, stage| {
                     let names = ["one-1", "one-2", "one-3", "one-4", "one-5"];
                     let Scene { hosts, one, .. } = scene;
+                    *one = Journey::start("one", 1, "freeze", hosts)?;
                     one.go_to_and_fro(&names, hosts, stage)?;
                     one.end(hosts, stage)
                 },
@@ -47,6 +46,7 @@ fn play(stage: &mut Stage) -> Result<()> {
                 act: |scene, stage| {
                     let names = ["four-1", "four-2", "four-3"];
                     let Scene { hosts, four, .. } = scene;
+                    *four = Journey::start("four", 4, "freeze", hosts)?;
                     four.go_to_and_fro(&names, hosts, stage)?;
                     four.end(hosts, stage)
                 },

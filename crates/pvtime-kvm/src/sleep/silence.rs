@@ -47,7 +47,7 @@ impl Silence {
     /// Two reasons must agree: the lease had ended, so that everybody was sent out and nobody let
     /// in; and each thread's own statistics, which tell a stop of all threads from a lack of CPU
     /// time for the one that renews. Both are exact but for the margin.
-    fn certain_ns(&self, now_ns: u64) -> u64 {
+    pub fn certain_ns(&self, now_ns: u64) -> u64 {
         let mut last_ns = self.ended_ns.max(self.stepped_ns);
         for vcpu in &self.vcpus {
             let Some((before, now)) = vcpu else {

@@ -31,8 +31,6 @@ struct Entries {
     arrived_ns: u64,
     /// What the thread did when it was last known to run.
     looked: Option<Activity>,
-    /// Physical time that no account had when the thread last went into the guest.
-    residual_ns: i128,
     /// What went wrong on the vCPU's thread, until somebody asks.
     failure: Option<AccountError>,
 }
@@ -62,7 +60,6 @@ impl VcpuAccount {
                 ledger: None,
                 arrived_ns: 0,
                 looked: None,
-                residual_ns: 0,
                 failure: None,
             }),
         })
@@ -114,12 +111,14 @@ impl VcpuAccount {
     }
 
     /// The host slept while the thread, which waits at the gate now, was in the guest or about to
-    /// enter it. What no account has of that stretch is a pause for this cause, but not more than
-    /// `most_ns`: it may have been a long one.
-    pub fn slept(&self, cause: Cause, most_ns: u64) {
+    /// enter it: not before `since_ns`, and from `certain_ns` on for certain, on `CLOCK_BOOTTIME`.
+    pub fn slept(&self, cause: Cause, since_ns: u64, certain_ns: u64) {
         let mut entries = self.lock();
-        let entered = entries.slept(cause, most_ns);
-        entries.keep(entered);
+        let Some(ledger) = &mut entries.ledger else {
+            return;
+        };
+        let entered = ledger.slept(cause, since_ns, certain_ns);
+        entries.keep(entered.map_err(AccountError::from));
     }
 
     /// Takes over what was saved, `away_ns` ago.
@@ -193,7 +192,6 @@ impl Entries {
             Some(ledger) => ledger.resume(now, cause)?,
             None => self.ledger = Some(Ledger::start(now)),
         }
-        self.residual_ns = self.ledger.map_or(0, |it| it.accounts().residual_ns());
         Ok(now.stolen_ns.saturating_sub(self.arrived_ns))
     }
 
@@ -213,16 +211,6 @@ impl Entries {
             physical_ns: clock::boottime_ns(),
             busy_ns: self.thread.busy_ns().ok()?,
         })
-    }
-
-    fn slept(&mut self, cause: Cause, most_ns: u64) -> Result<(), AccountError> {
-        let Some(ledger) = &mut self.ledger else {
-            return Ok(());
-        };
-        let missing_ns = ledger.accounts().residual_ns() - self.residual_ns;
-        let slept_ns = missing_ns.clamp(0, most_ns.into());
-        let slept_ns = u64::try_from(slept_ns).expect("between 0 and 64 bits");
-        Ok(ledger.slept(cause, slept_ns)?)
     }
 
     fn keep(&mut self, entered: Result<(), AccountError>) {

@@ -144,13 +144,12 @@ impl Watcher {
         let now = time.gate.close(TURN, || time.now())?;
         let silence = time.silence(&state);
         let evidence = known.or_else(|| silence.evidence(&state.timeline, &self.looked, &now));
-        let most_ns = now.boottime_ns.saturating_sub(silence.since_ns);
         // Nobody passes before the gate opens, and it does not after an error, until a later beat.
         self.is_unsettled = true;
         self.looked = now;
         time.gate.renew_lease(now.boottime_ns);
         match evidence {
-            Some(evidence) => time.slept(&mut state, now, evidence, most_ns)?,
+            Some(evidence) => time.slept(&mut state, now, evidence, &silence)?,
             None => time.gate.open(),
         }
         self.is_unsettled = false;
@@ -178,10 +177,11 @@ impl VmTime {
         state: &mut State,
         now: HostSample,
         evidence: Evidence,
-        most_ns: u64,
+        silence: &Silence,
     ) -> Result<(), Error> {
+        let certain_ns = now.boottime_ns - silence.certain_ns(now.boottime_ns);
         for account in state.accounts_of_threads().flatten() {
-            account.slept(Cause::HostSuspend, most_ns);
+            account.slept(Cause::HostSuspend, silence.since_ns, certain_ns);
         }
         let event = Event::Slept(evidence);
         let stepped = || self.step(state, now, event);

@@ -125,6 +125,8 @@ pub struct Ledger {
     accounts: Accounts,
     last: ThreadSample,
     stopped: bool,
+    /// The accounts when the vCPU went on last.
+    resumed: Accounts,
 }
 
 impl Ledger {
@@ -135,6 +137,7 @@ impl Ledger {
             accounts: Accounts::default(),
             last: now,
             stopped: false,
+            resumed: Accounts::default(),
         }
     }
 
@@ -157,6 +160,7 @@ impl Ledger {
             accounts,
             last: now,
             stopped: true,
+            resumed: accounts,
         })
     }
 
@@ -202,7 +206,7 @@ impl Ledger {
         *self = Self {
             accounts,
             last: now,
-            stopped: false,
+            ..*self
         };
         Ok(())
     }
@@ -236,6 +240,7 @@ impl Ledger {
             accounts,
             last: now,
             stopped: false,
+            resumed: accounts,
         };
         Ok(())
     }
@@ -253,16 +258,40 @@ impl Ledger {
         Ok(())
     }
 
-    /// Enters `ns` of a stretch that [`enter`](Self::enter) covers as paused: a sleep of the host
-    /// that was noticed afterwards.
+    /// Enters a sleep of the host that was noticed afterwards: one that lasted to the last sample
+    /// or longer, began at `since_ns` of physical time at the earliest, and at `certain_ns` at the
+    /// latest.
+    ///
+    /// Paused is what no account has since the vCPU went on, but at least what is certain. Where
+    /// that is missing it was taken for idle time, which includes waits for a CPU, and is so no
+    /// more. What was entered of the same stretch before is not entered again.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::TooLong`].
-    pub fn slept(&mut self, cause: Cause, ns: u64) -> Result<(), LedgerError> {
-        self.accounts.paused = pause(self.accounts.paused, cause, ns)?;
+    /// [`LedgerError::TooLong`], and nothing was entered.
+    pub fn slept(
+        &mut self,
+        cause: Cause,
+        since_ns: u64,
+        certain_ns: u64,
+    ) -> Result<(), LedgerError> {
+        let (mut accounts, resumed) = (self.accounts, &self.resumed);
+        let entered_ns = accounts.paused.total_ns() - resumed.paused.total_ns();
+        let missing_ns = accounts.residual_ns() - resumed.residual_ns();
+        let before = |from_ns| self.last.physical_ns.saturating_sub(from_ns);
+        let slept_ns = at_least_0(missing_ns + entered_ns.cast_signed());
+        let slept_ns = slept_ns.min(before(since_ns)).max(before(certain_ns));
+        let more_ns = slept_ns.saturating_sub(at_least_0(entered_ns.cast_signed()));
+        let not_idle_ns = more_ns.saturating_sub(at_least_0(missing_ns));
+        accounts.idle_ns -= not_idle_ns.min(accounts.idle_ns - resumed.idle_ns);
+        accounts.paused = pause(accounts.paused, cause, more_ns)?;
+        self.accounts = accounts;
         Ok(())
     }
+}
+
+fn at_least_0(ns: i128) -> u64 {
+    u64::try_from(ns.max(0)).unwrap_or(u64::MAX)
 }
 
 fn since(account: Account, last_ns: u64, sample_ns: u64) -> Result<u64, LedgerError> {
@@ -373,10 +402,47 @@ mod tests {
     #[test]
     fn a_sleep_noticed_afterwards_is_paused() {
         let mut ledger = Ledger::start(sample(0, 0, 0, 0));
-        ledger.enter(sample(5_000, 1_000, 0, 0)).unwrap();
-        ledger.slept(Cause::HostSuspend, 4_000).unwrap();
+        ledger.stop(sample(5_000, 1_000, 0, 0)).unwrap();
+        // Of what is missing, no more than the sleep can have lasted.
+        ledger.slept(Cause::HostSuspend, 2_000, 4_000).unwrap();
+        assert_eq!(ledger.accounts().paused.of(Cause::HostSuspend), 3_000);
+        ledger.slept(Cause::HostSuspend, 1_000, 4_000).unwrap();
         assert_eq!(ledger.accounts().paused.of(Cause::HostSuspend), 4_000);
         assert_eq!(ledger.accounts().residual_ns(), 0);
+        // It lasted into the stop, which is paused by itself.
+        ledger
+            .resume(sample(9_000, 1_000, 0, 0), Cause::HostSuspend)
+            .unwrap();
+        ledger.stop(sample(9_100, 1_100, 0, 0)).unwrap();
+        ledger.slept(Cause::HostSuspend, 1_000, 9_100).unwrap();
+        assert_eq!(ledger.accounts().paused.of(Cause::HostSuspend), 8_000);
+    }
+
+    #[test]
+    fn what_is_certain_of_a_sleep_is_not_idle() {
+        let mut ledger = Ledger::start(sample(0, 0, 0, 0));
+        ledger.stop(sample(100, 0, 100, 0)).unwrap();
+        ledger
+            .resume(sample(100, 0, 100, 0), Cause::Operator)
+            .unwrap();
+        // It was idle for 1000, waited for 700, which is in its idle time too, and slept for 4000.
+        ledger.stop(sample(8_100, 2_300, 1_800, 700)).unwrap();
+        assert_eq!(ledger.accounts().residual_ns(), 4_000 - 700);
+        let accounts = |ledger: &Ledger| {
+            let it = ledger.accounts();
+            (
+                it.idle_ns,
+                it.paused.of(Cause::HostSuspend),
+                it.residual_ns(),
+            )
+        };
+        for _ in 0..2 {
+            ledger.slept(Cause::HostSuspend, 4_000, 4_200).unwrap();
+            assert_eq!(accounts(&ledger), (1_200, 3_900, 0));
+        }
+        // No more than was idle since the vCPU went on; the rest is shown.
+        ledger.slept(Cause::HostSuspend, 0, 100).unwrap();
+        assert_eq!(accounts(&ledger), (100, 8_000, -3_000));
     }
 
     #[test]
@@ -399,6 +465,7 @@ mod tests {
         }
         let full = Accounts {
             run_ns: u64::MAX,
+            paused: PausedNs::new([0, 0, 0, 1]),
             ..Accounts::default()
         };
         let mut ledger = Ledger::restore(full, sample(0, 0, 0, 0), Cause::Snapshot, 0).unwrap();
@@ -414,8 +481,10 @@ mod tests {
             account: Account::Paused,
             more_ns: u64::MAX,
         };
-        ledger.slept(Cause::HostSuspend, 1).unwrap();
-        assert_eq!(ledger.slept(Cause::HostSuspend, u64::MAX), Err(error));
+        ledger.enter(sample(u64::MAX, 0, 0, 0)).unwrap();
+        let before = ledger;
+        assert_eq!(ledger.slept(Cause::HostSuspend, 0, 0), Err(error));
+        assert_eq!(ledger, before);
         assert_eq!(
             Ledger::restore(
                 Accounts {
@@ -484,7 +553,8 @@ mod tests {
         Run(u32),
         Idle(u32),
         Wait(u32),
-        Sleep(u32),
+        /// So much of a sleep was taken for idle time, and so much of it is not certain.
+        Sleep(u32, u32, u32),
         Pause(Cause, u32),
         Move(u32),
     }
@@ -494,7 +564,9 @@ mod tests {
             4 => any::<u32>().prop_map(Doing::Run),
             4 => any::<u32>().prop_map(Doing::Idle),
             4 => any::<u32>().prop_map(Doing::Wait),
-            1 => any::<u32>().prop_map(Doing::Sleep),
+            1 => any::<[u32; 3]>().prop_map(|[ns, idle_ns, uncertain_ns]| {
+                Doing::Sleep(ns, idle_ns.min(ns), uncertain_ns.min(ns))
+            }),
             2 => (proptest::sample::select(Cause::ALL.to_vec()), any::<u32>())
                 .prop_map(|(cause, ns)| Doing::Pause(cause, ns)),
             1 => any::<u32>().prop_map(Doing::Move),
@@ -512,7 +584,7 @@ mod tests {
                     Doing::Run(ns) => now.run_ns += u64::from(ns),
                     Doing::Idle(ns) => now.idle_ns += u64::from(ns),
                     Doing::Wait(ns) => now.stolen_ns += u64::from(ns),
-                    Doing::Sleep(ns) => ledger.slept(Cause::HostSuspend, ns.into())?,
+                    Doing::Sleep(_, idle_ns, _) => now.idle_ns += u64::from(idle_ns),
                     Doing::Pause(_, ns) | Doing::Move(ns) => {
                         ledger.stop(now)?;
                         // The thread works for the VMM meanwhile.
@@ -520,7 +592,7 @@ mod tests {
                         now.stolen_ns += u64::from(ns) / 2;
                     }
                 }
-                let (Doing::Run(ns) | Doing::Idle(ns) | Doing::Wait(ns) | Doing::Sleep(ns)
+                let (Doing::Run(ns) | Doing::Idle(ns) | Doing::Wait(ns) | Doing::Sleep(ns, ..)
                     | Doing::Pause(_, ns) | Doing::Move(ns)) = doing;
                 physical += u64::from(ns);
                 match doing {
@@ -534,6 +606,17 @@ mod tests {
                         ledger =
                             Ledger::restore(*ledger.accounts(), now, Cause::Migration, ns.into())?;
                         ledger.resume(now, Cause::Migration)?;
+                    }
+                    Doing::Sleep(_, idle_ns, uncertain_ns) => {
+                        let (since_ns, before) = (now.physical_ns, *ledger.accounts());
+                        now.physical_ns += u64::from(ns);
+                        ledger.stop(now)?;
+                        let certain_ns = since_ns + u64::from(uncertain_ns);
+                        ledger.slept(Cause::HostSuspend, since_ns, certain_ns)?;
+                        ledger.resume(now, Cause::Operator)?;
+                        let paused_ns = ledger.accounts().paused.of(Cause::HostSuspend)
+                            - before.paused.of(Cause::HostSuspend);
+                        prop_assert_eq!(paused_ns, u64::from(ns - idle_ns.min(uncertain_ns)));
                     }
                     _ => {
                         now.physical_ns += u64::from(ns);

@@ -30,6 +30,8 @@ pub struct Stops {
     made: Vec<Stop>,
     records: Vec<Adjustment>,
     accounts: Vec<Accounts>,
+    /// The accounts before the first stop.
+    accounts_before: Vec<Accounts>,
     /// Whether what the emulator adds is judged.
     is_quiet: bool,
     /// What the VMM says that it was paused for.
@@ -55,6 +57,7 @@ impl Stops {
         };
         let past = Self::records_of(guest, host)?.len();
         let before = guest.status(host)?.paused_ns;
+        all.accounts_before = guest.ledger(host)?;
         for turn in 0..plan.sleeps.max(plan.freezes) {
             let planned = plan.sleeps + plan.freezes;
             stage.step(&format!("stop: {} of {planned}", all.made.len() + 1));
@@ -134,6 +137,12 @@ impl Stops {
                 Limit::AtMost(1.0),
                 "ms",
             ),
+            Check::new(
+                "unaccounted_ms",
+                self.unaccounted_ms(),
+                Limit::AtMost(1.0),
+                "ms",
+            ),
         ];
         let bound = Limit::AtMost(BOUND_MS + EMULATOR_MS);
         let judged = [
@@ -159,9 +168,24 @@ impl Stops {
 
     /// How far what the VMM says that it was paused for is from the sum of its records.
     fn paused_error_ms(&self) -> f64 {
+        let error_ns = self.recorded_ns().abs_diff(self.paused_ns.into());
+        ms(u64::try_from(error_ns).unwrap_or(u64::MAX))
+    }
+
+    /// What of the stops in the records is not in a vCPU's account of them, the most of all vCPUs.
+    fn unaccounted_ms(&self) -> f64 {
+        let both = self.accounts_before.iter().zip(&self.accounts);
+        let of = |(before, after): (&Accounts, &Accounts)| {
+            let asleep = |accounts: &Accounts| i128::from(accounts.paused_ns.host_suspend_ns);
+            let missing_ns = self.recorded_ns() - (asleep(after) - asleep(before));
+            ms(u64::try_from(missing_ns.max(0)).unwrap_or(u64::MAX))
+        };
+        worst(both.map(of))
+    }
+
+    fn recorded_ns(&self) -> i128 {
         let recorded = self.records.iter().filter_map(|record| record.gap.as_ref());
-        let recorded_ns: i128 = recorded.map(|gap| gap.ns).sum();
-        ms(u64::try_from(recorded_ns.abs_diff(self.paused_ns.into())).unwrap_or(u64::MAX))
+        recorded.map(|gap| gap.ns).sum()
     }
 
     /// What no account of a vCPU has, of its physical time, the most of all vCPUs.
