@@ -19,6 +19,7 @@ mod ledger;
 mod lpt;
 mod lpt_chain;
 mod migrate_faults;
+mod migrate_hostile;
 mod migrate_refused;
 mod migrate_same_frequency;
 mod moves;
@@ -132,6 +133,7 @@ pub const ALL: &[Scenario] = &[
     migrate_same_frequency::SCENARIO,
     migrate_refused::SCENARIO,
     migrate_faults::FEW,
+    migrate_hostile::SCENARIO,
     migrate_faults::SCENARIO,
     side_by_side::SCENARIO,
     watchdog::SCENARIO,
