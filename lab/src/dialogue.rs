@@ -6,6 +6,7 @@ use crate::sightings::Sighting;
 use anyhow::{Context, Result, bail};
 use guest_protocol::{Action, Body, MAX_LINE, Report, Request};
 use lab_agent::message::Spawned;
+use std::mem;
 use std::time::{Duration, Instant};
 
 /// Longest time for a line.
@@ -22,8 +23,9 @@ pub struct Dialogue {
     program: Spawned,
     output: String,
     read: u64,
-    /// What of it has not been looked at.
+    /// What of it has not been looked at, and a moment at which the first of that was there.
     rest: Vec<u8>,
+    began: Instant,
     last_id: u32,
 }
 
@@ -36,6 +38,7 @@ impl Dialogue {
             output,
             read: 0,
             rest: Vec::new(),
+            began: Instant::now(),
             last_id: IDS_ABOVE,
         }
     }
@@ -54,7 +57,8 @@ impl Dialogue {
         host.write_stdin(self.program.child, bytes)
     }
 
-    /// Waits for a line of which something can be made. Those before it are passed over.
+    /// Waits for a line of which something can be made, and says when its first byte was there at the
+    /// latest: a port that is slow takes long for the others. Lines before it are passed over.
     ///
     /// # Errors
     /// When none comes.
@@ -62,16 +66,22 @@ impl Dialogue {
         &mut self,
         host: &mut Host,
         make: impl Fn(&[u8]) -> Option<T>,
-    ) -> Result<T> {
+    ) -> Result<(T, Instant)> {
         let start = Instant::now();
+        let mut looked = start;
         loop {
             while let Some(end) = self.rest.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<_> = self.rest.drain(..=end).collect();
+                let began = mem::replace(&mut self.began, looked);
                 if let Some(made) = make(&line) {
-                    return Ok(made);
+                    return Ok((made, began));
                 }
             }
             let bytes = host.read_from(&self.output, self.read)?;
+            looked = Instant::now();
+            if self.rest.is_empty() {
+                self.began = looked;
+            }
             self.read += bytes.len() as u64;
             if bytes.is_empty() {
                 if let Some(exit) = host.poll_end(self.program.child)? {
@@ -91,10 +101,11 @@ impl Dialogue {
     /// # Errors
     /// When it does not come.
     pub fn await_hello(&mut self, host: &mut Host) -> Result<()> {
-        self.await_line(host, |line| {
+        let hello = self.await_line(host, |line| {
             let report = Report::parse(line).ok()?;
             matches!(report.body, Body::Hello(_)).then_some(())
-        })
+        });
+        hello.map(|((), _)| ())
     }
 
     /// Asks the guest program, and waits for the first report that answers.
@@ -102,6 +113,11 @@ impl Dialogue {
     /// # Errors
     /// When it refuses or does not answer.
     pub fn ask(&mut self, host: &mut Host, action: Action) -> Result<Body> {
+        self.ask_when(host, action).map(|(body, _)| body)
+    }
+
+    /// The same, with when the answer had begun.
+    fn ask_when(&mut self, host: &mut Host, action: Action) -> Result<(Body, Instant)> {
         self.last_id += 1;
         let id = self.last_id;
         let mut line = [0; MAX_LINE];
@@ -112,8 +128,8 @@ impl Dialogue {
             (report.answers == Some(id)).then_some(report.body)
         });
         match body.with_context(|| format!("no answer to {action:?}"))? {
-            Body::Error(error) => bail!("the guest at {}: {}", self.output, error.message),
-            body => Ok(body),
+            (Body::Error(error), _) => bail!("the guest at {}: {}", self.output, error.message),
+            answer => Ok(answer),
         }
     }
 
@@ -123,13 +139,13 @@ impl Dialogue {
     /// As [`Self::ask`].
     pub fn sight(&mut self, host: &mut Host) -> Result<Sighting> {
         let asked = Instant::now();
-        match self.ask(host, Action::Sample)? {
-            Body::Sample(sample) => Ok(Sighting {
+        match self.ask_when(host, Action::Sample)? {
+            (Body::Sample(sample), answered) => Ok(Sighting {
                 asked,
-                answered: Instant::now(),
+                answered,
                 sample,
             }),
-            other => bail!("the guest sent {other:?} for a sample"),
+            (other, _) => bail!("the guest sent {other:?} for a sample"),
         }
     }
 }

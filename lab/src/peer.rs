@@ -7,6 +7,7 @@ use crate::interrupt;
 use crate::machine::HostFile;
 use crate::wire::WireEnd;
 use anyhow::{Context, Result, bail};
+use lab_agent::TALK;
 use lab_agent::message::Spawn;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -19,9 +20,6 @@ const QEMU: &str = "qemu-system-aarch64";
 
 /// The loader for it.
 const LOADER: &str = "ld-linux-aarch64.so.1";
-
-/// What has the other reader of a shared standard input read on: the guest's port reads at first.
-const SWITCH: &str = "\u{1}c";
 
 const PORT: u16 = 4444;
 
@@ -76,10 +74,12 @@ pub fn version(host: &mut Host) -> Result<String> {
     Ok(version.context("QEMU tells no version")?.into())
 }
 
-/// A Linux guest under QEMU with KVM, whose port and QEMU's monitor share standard input and output.
+/// A Linux guest under QEMU with KVM, whose port is QEMU's standard input and output.
 pub struct PeerGuest {
     /// With the guest program.
     pub dialogue: Dialogue,
+    /// With QEMU.
+    monitor: Dialogue,
     last_id: u64,
 }
 
@@ -98,8 +98,7 @@ impl PeerGuest {
     pub fn options(cpus: u32, memory_mib: u32) -> String {
         format!(
             "-M virt,gic-version=3 -accel kvm -cpu host -smp {cpus} -m {memory_mib} -nodefaults \
-             -no-user-config -display none -chardev stdio,mux=on,signal=off,id=both \
-             -serial chardev:both -mon chardev=both,mode=control"
+             -no-user-config -display none -chardev stdio,signal=off,id=port -serial chardev:port"
         )
     }
 
@@ -121,11 +120,13 @@ impl PeerGuest {
             "console=ttyAMA0 quiet loglevel=0 panic=-1 -- --port ttyAMA0 --workload {workload} \
              --sample-ms 0"
         );
+        let socket = host.file(&format!("{name}-qmp.sock"));
+        let qmp = format!("unix:{socket},server=on,wait=off");
         let options = Self::options(cpus, memory_mib);
         let mut argv = qemu(host)?;
         argv.extend(options.split_ascii_whitespace().map(str::to_owned));
         let boot = [
-            "-kernel", &kernel, "-initrd", &initramfs, "-append", &cmdline,
+            "-kernel", &kernel, "-initrd", &initramfs, "-append", &cmdline, "-qmp", &qmp,
         ];
         argv.extend(
             boot.into_iter()
@@ -142,9 +143,9 @@ impl PeerGuest {
         })?;
         host.keep_log(&output);
         host.keep_log(&errors);
-        let dialogue = Dialogue::attach(program, host.file(&output));
         let mut guest = Self {
-            dialogue,
+            dialogue: Dialogue::attach(program, host.file(&output)),
+            monitor: talk(name, &socket, host)?,
             last_id: 0,
         };
         guest.execute(host, "qmp_capabilities", &json!({}))?;
@@ -196,9 +197,8 @@ impl PeerGuest {
         self.last_id += 1;
         let id = self.last_id;
         let order = json!({ "execute": command, "arguments": arguments, "id": id });
-        let line = format!("{SWITCH}{order}\n{SWITCH}");
-        self.dialogue.write(host, line.as_bytes())?;
-        let mut said = self.dialogue.await_line(host, |line| {
+        self.monitor.write(host, format!("{order}\n").as_bytes())?;
+        let (mut said, _) = self.monitor.await_line(host, |line| {
             let said: Value = serde_json::from_slice(line).ok()?;
             (said["id"] == json!(id)).then_some(said)
         })?;
@@ -207,6 +207,20 @@ impl PeerGuest {
         }
         Ok(said["return"].take())
     }
+}
+
+/// A dialogue with whoever listens at a socket of the host's.
+fn talk(name: &str, socket: &str, host: &mut Host) -> Result<Dialogue> {
+    let output = format!("{name}-qmp.log");
+    let agent = host.facts().agent_program.clone();
+    let program = host.spawn(Spawn {
+        argv: vec![agent, TALK.into(), socket.to_owned()],
+        stdin: true,
+        stdout: Some(host.file(&output)),
+        ..Spawn::default()
+    })?;
+    host.keep_log(&output);
+    Ok(Dialogue::attach(program, host.file(&output)))
 }
 
 /// What `query-migrate` says, if it is over.

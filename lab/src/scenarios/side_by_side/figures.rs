@@ -24,8 +24,8 @@ pub struct Move {
 pub struct Said {
     /// Its downtime.
     pub downtime_ms: f64,
-    /// Its best word on for how long the guest did not run.
-    pub stopped_ms: f64,
+    /// What the guest's clock lost.
+    pub lost_ms: f64,
     pub total_ms: f64,
 }
 
@@ -89,14 +89,12 @@ impl Move {
     /// All figures of it.
     pub fn figures(&self) -> Result<Figures> {
         let lost = self.lost(|sample| sample.monotonic_ns)?;
-        let realtime = self.lost(|sample| sample.realtime_ns)?;
         let step = i128::from(self.spin.largest_gaps[0].ticks);
         Ok(Figures {
-            downtime_ms: lost.middle_ms(),
-            error_bound_ms: lost.error_ms(),
-            said_downtime_ms: self.said.downtime_ms,
-            clock_error_ms: (lost.middle_ms() - self.said.stopped_ms).abs(),
-            realtime_lost_ms: realtime.middle_ms(),
+            clock_error_ms: lost.middle_ms().abs(),
+            bound_ms: lost.error_ms(),
+            untold_ms: (lost.middle_ms() - self.said.lost_ms).abs(),
+            downtime_ms: self.said.downtime_ms,
             total_ms: self.said.total_ms,
             step_ms: ms(step * 1_000_000_000 / i128::from(self.counter_hz.max(1))),
         })
@@ -107,15 +105,15 @@ impl Move {
 #[expect(clippy::struct_field_names, reason = "they end with their unit")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Figures {
-    /// What the guest's `CLOCK_MONOTONIC` lost on the lab's clock.
-    pub downtime_ms: f64,
-    /// How far off that can be.
-    pub error_bound_ms: f64,
-    pub said_downtime_ms: f64,
-    /// How far that loss is from the VMM's word on it.
+    /// How far the guest's `CLOCK_MONOTONIC` is from the lab's clock after it, if it was not before.
     pub clock_error_ms: f64,
-    /// What the guest's `CLOCK_REALTIME` lost.
-    pub realtime_lost_ms: f64,
+    /// How far off that can be.
+    pub bound_ms: f64,
+    /// How far it is from what the VMM says that the guest's clock lost.
+    pub untold_ms: f64,
+    /// As the VMM says.
+    pub downtime_ms: f64,
+    /// As the VMM says.
     pub total_ms: f64,
     /// The largest step from one read of the counter to the next.
     pub step_ms: f64,
@@ -126,11 +124,10 @@ impl Figures {
     pub fn medians(of: &[Self]) -> Self {
         let median = |figure: fn(&Self) -> f64| median(of.iter().map(figure).collect());
         Self {
-            downtime_ms: median(|it| it.downtime_ms),
-            error_bound_ms: median(|it| it.error_bound_ms),
-            said_downtime_ms: median(|it| it.said_downtime_ms),
             clock_error_ms: median(|it| it.clock_error_ms),
-            realtime_lost_ms: median(|it| it.realtime_lost_ms),
+            bound_ms: median(|it| it.bound_ms),
+            untold_ms: median(|it| it.untold_ms),
+            downtime_ms: median(|it| it.downtime_ms),
             total_ms: median(|it| it.total_ms),
             step_ms: median(|it| it.step_ms),
         }
@@ -138,24 +135,23 @@ impl Figures {
 }
 
 /// The medians beside each other.
-pub fn table(pvtime: &Figures, qemu: &Figures) -> String {
-    let mut table = String::from("| | pvtime | QEMU | ratio | aim |\n|---|---|---|---|---|\n");
-    let mut row = |name: &str, figure: fn(&Figures) -> f64, aim: &str| {
-        let (pvtime, qemu) = (figure(pvtime), figure(qemu));
-        let ratio = pvtime / qemu;
+pub fn table([freeze, advance, qemu]: [&Figures; 3]) -> String {
+    let mut table =
+        String::from("| | pvtime, freeze | pvtime, advance | QEMU |\n|---|---|---|---|\n");
+    let mut row = |name: &str, figure: fn(&Figures) -> f64| {
+        let [freeze, advance, qemu] = [freeze, advance, qemu].map(figure);
         // Writing to a string cannot fail.
         let _ = writeln!(
             table,
-            "| {name} | {pvtime:.2} ms | {qemu:.2} ms | {ratio:.2} | {aim} |"
+            "| {name} | {freeze:.1} ms | {advance:.1} ms | {qemu:.1} ms |"
         );
     };
-    row("downtime, by the guest's clock", |it| it.downtime_ms, "0.5");
-    row("clock error", |it| it.clock_error_ms, "0.1");
-    row("bound on the error of both", |it| it.error_bound_ms, "");
-    row("downtime, as the VMM says", |it| it.said_downtime_ms, "");
-    row("total time, as the VMM says", |it| it.total_ms, "");
-    row("lost by `CLOCK_REALTIME`", |it| it.realtime_lost_ms, "");
-    row("largest step of the counter", |it| it.step_ms, "");
+    row("guest clock error", |it| it.clock_error_ms);
+    row("known to within", |it| it.bound_ms);
+    row("of it not told by the VMM", |it| it.untold_ms);
+    row("downtime, as the VMM says", |it| it.downtime_ms);
+    row("total time, as the VMM says", |it| it.total_ms);
+    row("largest step of a spinning vCPU's counter", |it| it.step_ms);
     table
 }
 
@@ -187,7 +183,7 @@ mod tests {
     fn moved(after: Vec<Sighting>, before: Vec<Sighting>) -> Move {
         let said = Said {
             downtime_ms: 60.0,
-            stopped_ms: 70.0,
+            lost_ms: 70.0,
             total_ms: 500.0,
         };
         let mut spin = Spin::default();
@@ -215,9 +211,9 @@ mod tests {
         };
         assert_eq!(lost, expected);
         let figures = moved.figures().unwrap();
-        assert!((figures.downtime_ms - 100.0).abs() < 1e-9);
-        assert!((figures.error_bound_ms - 3.0).abs() < 1e-9);
-        assert!((figures.clock_error_ms - 30.0).abs() < 1e-9);
+        assert!((figures.clock_error_ms - 100.0).abs() < 1e-9);
+        assert!((figures.bound_ms - 3.0).abs() < 1e-9);
+        assert!((figures.untold_ms - 30.0).abs() < 1e-9);
         assert!((figures.step_ms - 2.0).abs() < 1e-9);
     }
 
