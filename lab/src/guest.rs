@@ -1,6 +1,7 @@
 //! A guest under `pvtime run` on a host.
 
 use crate::assets::Assets;
+use crate::dialogue::Dialogue;
 use crate::host::Host;
 use crate::interrupt;
 use crate::machine::{HostFile, HostSpec};
@@ -257,6 +258,13 @@ impl Guest {
     #[must_use]
     pub fn vmm(&self) -> Spawned {
         self.vmm
+    }
+
+    /// A dialogue beside its own with where it is now; to be made once there, since it numbers its
+    /// requests afresh.
+    #[must_use]
+    pub fn dialogue(&self) -> Dialogue {
+        Dialogue::attach(self.vmm, self.reports.clone())
     }
 
     /// Waits for the guest program's introduction and a first sample.

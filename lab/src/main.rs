@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
-        Ok(Verdict::Pass) => ExitCode::SUCCESS,
+        Ok(Verdict::Pass | Verdict::Skip) => ExitCode::SUCCESS,
         Ok(Verdict::Fail) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("lab: {error:#}");
@@ -88,8 +88,8 @@ fn run_scenarios(names: &[String], machines: &Machines, output: &Output) -> Resu
     if output.json {
         println!("{}", serde_json::to_string_pretty(&reports)?);
     }
-    let passed = reports.iter().all(|report| report.verdict == Verdict::Pass);
-    Ok(if passed { Verdict::Pass } else { Verdict::Fail })
+    let failed = reports.iter().any(|report| report.verdict == Verdict::Fail);
+    Ok(if failed { Verdict::Fail } else { Verdict::Pass })
 }
 
 fn demonstrate(machines: &Machines, output: &Output) -> Result<Verdict> {
@@ -159,6 +159,7 @@ fn print_report(report: &lab::report::Report, machines: &Machines) {
     let verdict = match report.verdict {
         Verdict::Pass => "passed",
         Verdict::Fail => "FAILED",
+        Verdict::Skip => "left out",
     };
     let passed = report.checks.iter().filter(|check| check.pass).count();
     let folder = machines.logs.join(&report.scenario);

@@ -35,8 +35,10 @@ pub struct Report {
 pub enum Verdict {
     /// It ran to its end and every check passed.
     Pass,
-    /// A check failed, or it did not run to its end, or it checked nothing.
+    /// A check failed, or it did not run to its end, or it checked nothing and left nothing out.
     Fail,
+    /// It ran to its end, and all of it was left out: this machine cannot play it.
+    Skip,
 }
 
 /// A host that a scenario used.
@@ -190,10 +192,12 @@ impl Report {
     /// Judges the whole: `error` is why the scenario did not run to its end.
     pub fn finish(&mut self, error: Option<String>) {
         self.error = error;
-        let good = self.error.is_none()
-            && !self.checks.is_empty()
-            && self.checks.iter().all(|check| check.pass);
-        self.verdict = if good { Verdict::Pass } else { Verdict::Fail };
+        let good = self.error.is_none() && self.checks.iter().all(|check| check.pass);
+        self.verdict = match (good, self.checks.is_empty(), self.skipped.is_empty()) {
+            (true, false, _) => Verdict::Pass,
+            (true, true, false) => Verdict::Skip,
+            (false, ..) | (true, true, true) => Verdict::Fail,
+        };
     }
 
     /// Writes `report.json` into the folder.
@@ -253,6 +257,28 @@ mod tests {
             assert!(!limit.admits(bad), "{limit} admits {bad}");
             assert!(!limit.admits(f64::NAN), "{limit} admits what is no number");
         }
+    }
+
+    #[test]
+    fn only_a_scenario_of_which_nothing_was_played_is_skipped() {
+        let judge = |checks: &[f64], skipped: usize, error: Option<&str>| {
+            let mut report = Report::new("any");
+            let limit = Limit::Equals(0.0);
+            let checks = checks.iter().map(|it| Check::new("it", *it, limit, ""));
+            report.checks = checks.collect();
+            let part = || Skipped {
+                part: "a host".into(),
+                reason: "there is none".into(),
+            };
+            report.skipped = std::iter::repeat_with(part).take(skipped).collect();
+            report.finish(error.map(str::to_owned));
+            report.verdict
+        };
+        assert_eq!(judge(&[], 1, None), Verdict::Skip);
+        assert_eq!(judge(&[], 1, Some("no host")), Verdict::Fail);
+        assert_eq!(judge(&[], 0, None), Verdict::Fail);
+        assert_eq!(judge(&[0.0], 1, None), Verdict::Pass);
+        assert_eq!(judge(&[1.0], 1, None), Verdict::Fail);
     }
 
     #[test]
@@ -323,9 +349,8 @@ mod tests {
         });
         let want = json!([{ "part": "a host with a tail", "reason": "there is none" }]);
         assert_eq!(to_value(&report).unwrap()["skipped"], want);
-        // Nothing but left-out parts shows nothing.
         report.finish(None);
-        assert_eq!(report.verdict, Verdict::Fail);
+        assert_eq!(to_value(&report).unwrap()["verdict"], "skip");
     }
 
     #[test]

@@ -83,6 +83,10 @@ enum Task {
 
 /// The one scenario whose guest needs a kernel with drivers for keys.
 const KEY_SCENARIO: &str = "suspend-coordinated";
+/// The one scenario with another VMM, besides the bench.
+const PEER_SCENARIO: &str = "side-by-side";
+/// Names the other VMM to the lab.
+const PEER: &str = "PVTIME_LAB_PEER";
 
 fn main() -> ExitCode {
     match Workspace::find().and_then(|workspace| run(&workspace, Cli::parse().task)) {
@@ -109,7 +113,7 @@ fn run(workspace: &Workspace, task: Task) -> Result<ExitCode> {
         Task::Bench { options } => {
             let lab = programs::build_lab(workspace)?.with_hosts(workspace)?;
             let mut command = lab.command();
-            command.env("PVTIME_LAB_PEER", setup::prepare_peer(workspace)?);
+            command.env(PEER, setup::prepare_peer(workspace)?);
             process::run(command.arg("bench").args(options))?;
             add_reads(workspace)
         }
@@ -117,18 +121,25 @@ fn run(workspace: &Workspace, task: Task) -> Result<ExitCode> {
             let lab = programs::build_lab(workspace)?;
             // What only prints needs no kernel and no emulator.
             let needs_hosts = arguments.first().is_some_and(|it| it == "run");
-            let needs_keys = needs_hosts && arguments.iter().any(|it| it == KEY_SCENARIO);
             let lab = if needs_hosts {
                 lab.with_hosts(workspace)?
             } else {
                 lab
             };
-            let lab = if needs_keys {
-                lab.with_keys(workspace)?
-            } else {
-                lab
-            };
-            Err(process::replace_by(lab.command().args(arguments)))
+            let mut command = lab.command();
+            for name in arguments.iter().filter(|_| needs_hosts) {
+                match name.as_str() {
+                    KEY_SCENARIO => {
+                        let kernel = setup::prepare_key_kernel(workspace)?;
+                        command.env("PVTIME_LAB_KEY_KERNEL", kernel);
+                    }
+                    PEER_SCENARIO => {
+                        command.env(PEER, setup::prepare_peer(workspace)?);
+                    }
+                    _ => {}
+                }
+            }
+            Err(process::replace_by(command.args(arguments)))
         }
     }
 }

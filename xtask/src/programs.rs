@@ -25,7 +25,6 @@ const PROFILE: &str = "lab";
 pub struct Lab {
     program: PathBuf,
     kernel: Option<PathBuf>,
-    key_kernel: Option<PathBuf>,
     programs: PathBuf,
     logs: PathBuf,
     root: PathBuf,
@@ -37,7 +36,6 @@ pub fn build_lab(workspace: &Workspace) -> Result<Lab> {
     Ok(Lab {
         program: workspace.target.join("debug/lab"),
         kernel: None,
-        key_kernel: None,
         programs: workspace.target.join(TARGET).join(PROFILE),
         logs: workspace.target.join("lab"),
         root: workspace.root.clone(),
@@ -142,14 +140,6 @@ impl Lab {
         })
     }
 
-    /// Fetches the kernel of guests that are to see keys.
-    pub fn with_keys(self, workspace: &Workspace) -> Result<Self> {
-        Ok(Self {
-            key_kernel: Some(setup::prepare_key_kernel(workspace)?),
-            ..self
-        })
-    }
-
     /// The lab, to be given its arguments.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
@@ -159,9 +149,6 @@ impl Lab {
             .env("PVTIME_LAB_LOGS", &self.logs);
         if let Some(kernel) = &self.kernel {
             command.env("PVTIME_LAB_KERNEL", kernel);
-        }
-        if let Some(kernel) = &self.key_kernel {
-            command.env("PVTIME_LAB_KEY_KERNEL", kernel);
         }
         command
     }

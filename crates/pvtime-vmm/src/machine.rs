@@ -145,7 +145,8 @@ impl Machine {
         let host = Host::open(&config)?;
         let memory_mib = config.memory_mib;
         let memory = guest_memory(memory_mib)?;
-        let machine = Blank::new(&host, config, memory)?.finish(Generation::first()?, None)?;
+        let machine =
+            Blank::new(&host, config, memory)?.finish(Generation::first()?, None, None)?;
         machine.load(memory_mib, boot)?;
         Ok(machine)
     }
@@ -228,7 +229,7 @@ impl Blank {
     }
 
     /// Makes it that generation of its VM and puts a state into it if there is one; else it is as
-    /// when it is turned on.
+    /// when it is turned on. A profile that this CPU was found to have need not be read from it.
     ///
     /// # Errors
     ///
@@ -237,7 +238,12 @@ impl Blank {
     /// # Panics
     ///
     /// If the state has other vCPUs than the machine.
-    pub fn finish(self, generation: Generation, state: Option<&MachineState>) -> Result<Machine> {
+    pub fn finish(
+        self,
+        generation: Generation,
+        state: Option<&MachineState>,
+        profile: Option<CpuProfile>,
+    ) -> Result<Machine> {
         let Self { vm, config, .. } = self;
         self.generation_page
             .write_slice(&generation.id.0, GuestAddress(GENERATION.base))
@@ -261,7 +267,10 @@ impl Blank {
         let ram = RAM..RAM + (config.memory_mib << 20);
         let suspension = Suspension::new(ram, state.and_then(|it| it.suspend_call));
         Ok(Machine {
-            profile: CpuProfile::read(&self.vcpus[0].0, &self.vcpu_init)?,
+            profile: match profile {
+                Some(profile) => profile,
+                None => CpuProfile::read(&self.vcpus[0].0, &self.vcpu_init)?,
+            },
             vm,
             vcpus: self.vcpus,
             bus: Arc::new(bus),

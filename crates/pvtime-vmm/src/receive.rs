@@ -99,7 +99,8 @@ fn assemble(
         arrival,
         time,
     } = arrived;
-    match blank.finish(arrival.machine.generation, Some(&arrival.machine)) {
+    let (state, cpu) = (&arrival.machine, offer.cpu.clone());
+    match blank.finish(state.generation, Some(state), Some(cpu)) {
         Ok(machine) => Ok(Arrival {
             args: vm_args(args, &offer),
             machine,

@@ -5,7 +5,7 @@
 //! socket to the lab. Either way the end of the channel ends everything that it started.
 //!
 //! With [`WITHHOLD_ATTRIBUTES`] it becomes another program instead, with [`RELAY`] it relays one
-//! connection.
+//! connection, with [`TALK`] it talks to a socket.
 
 mod children;
 mod clocks;
@@ -16,11 +16,12 @@ mod processes;
 mod register;
 mod service;
 mod stop;
+mod talk;
 mod withhold;
 
 use anyhow::{Context, Result, bail};
-use lab_agent::WITHHOLD_ATTRIBUTES;
 use lab_agent::relay::{self, RELAY};
+use lab_agent::{TALK, WITHHOLD_ATTRIBUTES};
 use rustix::process::{Signal, getpid, set_parent_process_death_signal};
 use service::Service;
 use std::fs::File;
@@ -52,6 +53,7 @@ fn as_child() -> Result<()> {
         [first, argv @ ..] if first == WITHHOLD_ATTRIBUTES => {
             match withhold::attributes_from(argv)? {}
         }
+        [first, path] if first == TALK => return talk::with(path),
         [first, order] if first == RELAY => {
             let order = serde_json::from_str(order).context("cannot understand the order")?;
             println!("{}", serde_json::to_string(&relay::run(&order)?)?);

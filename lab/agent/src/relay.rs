@@ -4,6 +4,7 @@
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -26,6 +27,8 @@ pub struct Order {
     pub to: String,
     /// When something happens, and what; absent for nothing.
     pub fault: Option<Fault>,
+    /// Path of a file to keep in what goes forward.
+    pub keep: Option<String>,
 }
 
 /// Something that happens to a connection.
@@ -71,6 +74,7 @@ struct Relay {
     near: UnixStream,
     far: UnixStream,
     fault: Option<Fault>,
+    kept: Option<File>,
     state: Mutex<State>,
 }
 
@@ -94,10 +98,12 @@ pub fn run(order: &Order) -> Result<Passed> {
     stdout.flush()?;
     let (near, _) = listener.accept().context("nobody came")?;
     let far = UnixStream::connect(&order.to);
+    let kept = order.keep.as_ref().map(File::create).transpose();
     let relay = Relay {
         near,
         far: far.with_context(|| format!("cannot reach {}", order.to))?,
         fault: order.fault,
+        kept: kept.context("cannot keep what passes")?,
         state: Mutex::default(),
     };
     scope(|threads| {
@@ -117,6 +123,13 @@ impl Relay {
         let mut buffer = [0; 4096];
         while let Ok(length @ 1..) = from.read(&mut buffer) {
             let bytes = &buffer[..length];
+            let kept = self
+                .kept
+                .as_ref()
+                .filter(|_| direction == Direction::Forward);
+            if kept.is_some_and(|mut kept| kept.write_all(bytes).is_err()) {
+                break;
+            }
             let sent = match self.enter(direction, length) {
                 None => to.write_all(bytes),
                 Some(at) => {
@@ -225,6 +238,7 @@ mod tests {
             listen: listen.to_str().unwrap().into(),
             to: to.to_str().unwrap().into(),
             fault,
+            keep: Some(path("kept").to_str().unwrap().into()),
         };
         let far = UnixListener::bind(&to).unwrap();
         let relay = thread::spawn(move || run(&order).unwrap());
@@ -246,7 +260,9 @@ mod tests {
         let _cut = near.read_to_end(&mut answer);
         drop(near);
         let found = (answerer.join().unwrap(), answer, relay.join().unwrap());
-        for path in [listen, to] {
+        let kept = std::fs::read(path("kept")).unwrap();
+        assert!(kept.starts_with(&found.0), "{kept:?}");
+        for path in [listen, to, path("kept")] {
             std::fs::remove_file(path).unwrap();
         }
         found

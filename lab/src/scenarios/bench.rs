@@ -4,7 +4,8 @@ use super::watch::ms;
 use crate::guest::{BOOT_LIMIT, host_spec};
 use crate::host::Host;
 use crate::interrupt::sleep;
-use crate::machine::{HostFile, HostSpec};
+use crate::machine::HostSpec;
+use crate::peer;
 use crate::report::{Check, Limit};
 use crate::scenario::{Scenario, Stage, Step, no_checks};
 use anyhow::{Context, Result, bail};
@@ -35,12 +36,6 @@ const REST: Duration = Duration::from_secs(1);
 
 /// What the guest program says first.
 const HELLO: &str = "\"type\":\"hello\"";
-
-/// Name of QEMU's program among the peer's files.
-const QEMU: &str = "qemu-system-aarch64";
-
-/// Name of the loader for it.
-const LOADER: &str = "ld-linux-aarch64.so.1";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Vmm {
@@ -98,45 +93,14 @@ fn play(stage: &mut Stage) -> Result<()> {
 
 fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let mut spec = host_spec("host", stage.assets, &stage.logs)?;
-    let peer = stage.assets.peer.as_ref().context(
-        "no QEMU for the host: run `cargo xtask bench`, which fetches one, or name a folder with an \
-         arm64 QEMU and its libraries with --peer",
-    )?;
-    let files = fs::read_dir(peer).with_context(|| format!("cannot list {}", peer.display()))?;
-    for file in files.flatten() {
-        let name = file.file_name().to_string_lossy().into_owned();
-        spec.files.push(HostFile {
-            name,
-            from: file.path(),
-        });
-    }
+    spec.files.extend(peer::files(stage.assets)?);
     let mut host = stage.boot(&HostSpec {
         memory_mib: 3072,
         ..spec
     })?;
-    let qemu = qemu(&host)?;
-    let argv: Vec<_> = qemu
-        .iter()
-        .map(String::as_str)
-        .chain(["--version"])
-        .collect();
-    let finished = host.run(&argv, BOOT_LIMIT)?;
-    let version = finished.stdout.lines().next();
-    scene.qemu_version = version.context("QEMU tells no version")?.into();
+    scene.qemu_version = peer::version(&mut host)?;
     scene.host = Some(host);
     Ok(())
-}
-
-/// QEMU's program as an argument of its own loader, which finds the libraries beside it.
-fn qemu(host: &Host) -> Result<Vec<String>> {
-    let loader = host.path_of(LOADER)?;
-    let folder = loader.strip_suffix(LOADER).unwrap_or_default().to_owned();
-    Ok(vec![
-        loader,
-        "--library-path".to_owned(),
-        folder,
-        host.path_of(QEMU)?,
-    ])
 }
 
 fn measure(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
@@ -234,7 +198,7 @@ fn arguments(host: &Host, vmm: Vmm, quiet: bool) -> Result<Vec<String>> {
                 "-append",
                 &cmdline,
             ];
-            (qemu(host)?, options)
+            (peer::qemu(host)?, options)
         }
     };
     argv.extend(options.into_iter().map(str::to_owned));

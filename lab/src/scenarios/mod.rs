@@ -19,6 +19,7 @@ mod ledger;
 mod lpt;
 mod lpt_chain;
 mod migrate_faults;
+mod migrate_hostile;
 mod migrate_refused;
 mod migrate_same_frequency;
 mod moves;
@@ -28,6 +29,7 @@ mod pause_freeze;
 mod pauses;
 mod physical_counter;
 mod restore_frequencies;
+mod side_by_side;
 mod snapshot_advance;
 mod snapshot_freeze;
 mod snapshot_killed;
@@ -72,6 +74,10 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     (
         "migrate-faults",
         "a hundred migrations that break, and what is made of each",
+    ),
+    (
+        "side-by-side",
+        "another VMM to fetch, and aims that only a quiet machine can judge",
     ),
     (
         "timers-survive",
@@ -132,7 +138,9 @@ pub const ALL: &[Scenario] = &[
     migrate_same_frequency::SCENARIO,
     migrate_refused::SCENARIO,
     migrate_faults::FEW,
+    migrate_hostile::SCENARIO,
     migrate_faults::SCENARIO,
+    side_by_side::SCENARIO,
     watchdog::SCENARIO,
     suspend::SOME,
     suspend::ANNOUNCED,

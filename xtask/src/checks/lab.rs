@@ -36,6 +36,12 @@ pub fn run(workspace: &Workspace) -> Result<Count> {
         let report = serde_json::from_str(&report).unwrap_or(Value::Null);
         let must_fail = scenario["must_fail"].is_string();
         let count = judge(&report, must_fail, status.success());
+        for left_out in report["skipped"].as_array().into_iter().flatten() {
+            println!(
+                "{name} left out {}: {}",
+                left_out["part"], left_out["reason"]
+            );
+        }
         if must_fail {
             println!(
                 "{name} must fail: {}",
@@ -66,8 +72,9 @@ fn judge(report: &Value, must_fail: bool, succeeded: bool) -> Count {
             failed: usize::from(!as_it_must),
         };
     }
-    let agrees = succeeded == (report["verdict"] == "pass");
-    let broken = !complete || !agrees || checks.is_empty();
+    let is_skipped = report["verdict"] == "skip" && report["skipped"][0].is_object();
+    let agrees = succeeded == (is_skipped || report["verdict"] == "pass");
+    let broken = !complete || !agrees || checks.is_empty() != is_skipped;
     Count {
         passed,
         failed: failed + usize::from(broken),
@@ -95,6 +102,12 @@ mod tests {
         assert_eq!(counts(&broken, false, false), (1, 1));
         assert_eq!(counts(&Value::Null, false, false), (0, 1));
         assert_eq!(counts(&Value::Null, false, true), (0, 1));
+        let skipped = json!({ "verdict": "skip", "checks": [], "skipped": [{ "part": "all" }] });
+        assert_eq!(counts(&skipped, false, true), (0, 0));
+        assert_eq!(counts(&skipped, false, false), (0, 1));
+        assert_eq!(counts(&skipped, true, true), (0, 1));
+        let nothing = json!({ "verdict": "skip", "checks": [] });
+        assert_eq!(counts(&nothing, false, true), (0, 1));
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl Machine {
             time,
         } = snapshot.load(&memory, progress)?;
         let generation = state.generation.next()?;
-        let machine = Blank::new(&host, config, memory)?.finish(generation, Some(&state))?;
+        let machine = Blank::new(&host, config, memory)?.finish(generation, Some(&state), None)?;
         machine.announce_generation()?;
         Ok((machine, time))
     }

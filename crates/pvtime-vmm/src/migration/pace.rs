@@ -28,7 +28,7 @@ impl Plan {
 /// Why no further round is sent while the guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enough {
-    /// What is left is sent within the downtime.
+    /// What is left is sent within the downtime, and another round would not halve it.
     Fits,
     /// The guest writes as fast as memory is sent.
     NoProgress,
@@ -40,6 +40,7 @@ pub enum Enough {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rounds {
     sent: u32,
+    last_left: Option<u64>,
     least_left: Option<u64>,
     without_progress: u32,
 }
@@ -49,10 +50,13 @@ impl Rounds {
     const PATIENCE: u32 = 3;
 
     /// After a round that sent `bytes` in `took` and left `left` bytes to send: whether to stop
-    /// the VM for these.
+    /// the VM for these. Where they fit into the downtime, and are less than half of what the round
+    /// before left, another round takes less than the downtime and about halves it.
     pub fn next(&mut self, plan: &Plan, bytes: u64, took: Duration, left: u64) -> Option<Enough> {
         self.sent += 1;
-        if left == 0 || time_for(left, rate(bytes, took)) <= plan.downtime {
+        let halves = left < self.last_left.replace(left).unwrap_or(bytes) / 2;
+        let fits = left == 0 || time_for(left, rate(bytes, took)) <= plan.downtime;
+        if fits && (left == 0 || !halves) {
             return Some(Enough::Fits);
         }
         if self.least_left.is_some_and(|least| left >= least) {
@@ -65,7 +69,8 @@ impl Rounds {
             return Some(Enough::NoProgress);
         }
         // One more is that of the stopped VM.
-        (self.sent == MAX_ROUNDS - 1).then_some(Enough::Rounds)
+        let enough = if fits { Enough::Fits } else { Enough::Rounds };
+        (self.sent == MAX_ROUNDS - 1).then_some(enough)
     }
 }
 
@@ -112,6 +117,14 @@ mod tests {
         assert_eq!(rounds.next(&plan(), 10_000, SECOND, 1_001), None);
         assert_eq!(
             rounds.next(&plan(), 10_000, SECOND, 1_000),
+            Some(Enough::Fits)
+        );
+        // A round takes 100 ms and halves the downtime, as long as it does.
+        let mut rounds = Rounds::default();
+        assert_eq!(rounds.next(&plan(), 10_000, SECOND, 900), None);
+        assert_eq!(rounds.next(&plan(), 900, SECOND * 9 / 100, 449), None);
+        assert_eq!(
+            rounds.next(&plan(), 449, SECOND * 45 / 1000, 225),
             Some(Enough::Fits)
         );
         // Nothing was to be sent, and nothing is left.

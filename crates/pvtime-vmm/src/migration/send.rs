@@ -252,8 +252,9 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
     ) -> Result<(), Reason> {
         left.add(written);
         let todo: Vec<_> = left.runs().collect();
-        let (machine, time) = self.source.state()?;
+        // Memory is on its way and written over there while the state is read here.
         self.round(round, &todo, None)?;
+        let (machine, time) = self.source.state()?;
         let arrival = Arrival { runs, machine };
         self.channel
             .send_json(Kind::Machine, &arrival, WORK_PATIENCE)?;

@@ -181,6 +181,7 @@ impl Scene {
             listen: listen.clone(),
             to: receiver.address.trim_start_matches("unix:").to_owned(),
             fault: planned.map(|it| it.fault(source, receiver.vmm.pid)),
+            keep: None,
         };
         let (said, relay) = start_relay(&order, host)?;
         let migrated = self.guest.ask_to_move(host, &format!("unix:{listen}"), &[]);
@@ -347,7 +348,7 @@ fn restore(at: usize, host: &mut Host) -> Result<Guest> {
 }
 
 /// Starts a relay, and returns where it says what passed.
-fn start_relay(order: &Order, host: &mut Host) -> Result<(String, ChildId)> {
+pub(super) fn start_relay(order: &Order, host: &mut Host) -> Result<(String, ChildId)> {
     let (said, agent) = (host.file("relay.out"), host.facts().agent_program.clone());
     let spawned = host.spawn(Spawn {
         argv: vec![agent, RELAY.into(), serde_json::to_string(order)?],
@@ -358,7 +359,7 @@ fn start_relay(order: &Order, host: &mut Host) -> Result<(String, ChildId)> {
     Ok((said, spawned.child))
 }
 
-fn end_relay(relay: ChildId, said: &str, host: &mut Host) -> Result<Passed> {
+pub(super) fn end_relay(relay: ChildId, said: &str, host: &mut Host) -> Result<Passed> {
     match host.wait(relay, LIMIT)? {
         Exit::Status(0) => {}
         exit => bail!("the relay ended with {exit:?}"),

@@ -1,0 +1,146 @@
+//! What a peer may send that is no VM.
+
+use super::stream::{Forged, MACHINE, MEMORY, OFFER, ROUND, Stream, TIME, ZERO};
+use anyhow::Result;
+
+/// Bytes that a peer sends, and what is said of it then.
+pub struct Attack {
+    pub name: String,
+    pub bytes: Vec<u8>,
+    /// Words of the line.
+    pub says: &'static str,
+}
+
+/// No frame begins with it.
+const GARBAGE: [u8; 64] = [0xa5; 64];
+
+/// Messages of which every one is followed by nonsense.
+const MESSAGES: [(&str, u32); 4] = [
+    ("offer", OFFER),
+    ("round", ROUND),
+    ("memory", MEMORY),
+    ("machine", MACHINE),
+];
+
+/// Kinds whose length lies, and the last message before them.
+const LIES: [(&str, u32, Option<u32>); 5] = [
+    ("offer", OFFER, None),
+    ("round", ROUND, Some(OFFER)),
+    ("memory", MEMORY, Some(ROUND)),
+    ("machine", MACHINE, Some(MEMORY)),
+    ("time", TIME, Some(MACHINE)),
+];
+
+/// All that is refused as soon as it is heard.
+pub fn attacks(stream: &Stream) -> Result<Vec<Attack>> {
+    let mut attacks = hellos(stream);
+    lengths(stream, &mut attacks)?;
+    places(stream, &mut attacks)?;
+    for (name, kind) in MESSAGES {
+        let through = stream.through(kind)?;
+        let mut add = |what: &str, forged: Forged, says| {
+            attacks.push(Attack {
+                name: format!("{what} {name}"),
+                bytes: forged.bytes,
+                says,
+            });
+        };
+        let damaged = through.clone().damaged();
+        add(
+            "garbage after the",
+            through.clone().raw(&GARBAGE),
+            "was expected and",
+        );
+        add("damage in the", damaged, "the checksum of frame");
+        add("the end within the", through.cut(1), "the connection ended");
+    }
+    Ok(attacks)
+}
+
+fn hellos(stream: &Stream) -> Vec<Attack> {
+    let with = |at: usize, byte: u8| {
+        let mut hello = stream.hello.clone();
+        hello[at] = byte;
+        hello
+    };
+    let attack = |name: &str, bytes: Vec<u8>, says| Attack {
+        name: name.into(),
+        bytes,
+        says,
+    };
+    let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
+    vec![
+        attack("nothing", Vec::new(), "the connection ended"),
+        attack("another protocol", request, "no pvtime that moves VMs"),
+        attack("wrong magic", with(7, b'W'), "no pvtime that moves VMs"),
+        attack("a newer version", with(8, 2), "speaks version 2"),
+        attack("an older version", with(8, 0), "speaks version 0"),
+    ]
+}
+
+/// Lengths that lie.
+fn lengths(stream: &Stream, attacks: &mut Vec<Attack>) -> Result<()> {
+    for (name, kind, after) in LIES {
+        let before = match after {
+            Some(kind) => stream.through(kind)?,
+            None => Forged::new(&stream.hello),
+        };
+        attacks.push(Attack {
+            name: format!("4 GiB for the {name}"),
+            bytes: before.lie(kind, u32::MAX, &[]).bytes,
+            says: "says that it has 4294967295 bytes",
+        });
+    }
+    // As long as it may be, and not there.
+    let allowed = Forged::new(&stream.hello).lie(OFFER, 1 << 20, b"{");
+    attacks.push(Attack {
+        name: "an offer that is not there".into(),
+        bytes: allowed.bytes,
+        says: "the connection ended",
+    });
+    Ok(())
+}
+
+/// Memory that the VM does not have.
+fn places(stream: &Stream, attacks: &mut Vec<Attack>) -> Result<()> {
+    let (start, end) = stream.memory()?;
+    let before = stream.through(ROUND)?;
+    let page = [0x5a; 4096];
+    for address in [0, start - 4096, start - 1, end - 4095, end, u64::MAX - 4095] {
+        attacks.push(Attack {
+            name: format!("memory at {address:#x}"),
+            bytes: before.clone().at(MEMORY, address, &page).bytes,
+            says: "which is no memory of the VM",
+        });
+    }
+    for (address, length) in [(start, end - start + 1), (end - 1, 2), (start, u64::MAX)] {
+        let zeros = before.clone().at(ZERO, address, &length.to_le_bytes());
+        attacks.push(Attack {
+            name: format!("{length} zeros at {address:#x}"),
+            bytes: zeros.bytes,
+            says: "which is no memory of the VM",
+        });
+    }
+    Ok(())
+}
+
+/// The beginnings of a stream after which nothing more comes.
+pub fn stalls(stream: &Stream) -> Result<Vec<Attack>> {
+    let attack = |name: &str, bytes: Vec<u8>| Attack {
+        name: name.into(),
+        bytes,
+        says: "the other side did nothing for too long",
+    };
+    let memory = stream.through(MEMORY)?;
+    Ok(vec![
+        attack("before its hello", Vec::new()),
+        attack("in its hello", stream.hello[..8].to_vec()),
+        attack("before its offer", stream.hello.clone()),
+        attack("in its offer", stream.through(OFFER)?.cut(1).bytes),
+        attack("after its offer", stream.through(OFFER)?.bytes),
+        attack("after a round's number", stream.through(ROUND)?.bytes),
+        attack("in memory", memory.clone().cut(100).bytes),
+        attack("in a header", memory.raw(&[4, 0, 0, 0, 1]).bytes),
+        attack("before its time", stream.through(MACHINE)?.bytes),
+    ])
+}

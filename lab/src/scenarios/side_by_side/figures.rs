@@ -1,0 +1,228 @@
+//! What one migration came to, by what the guest's clocks and the lab's say of it.
+
+use crate::scenarios::pauses::median;
+use crate::sightings::Sighting;
+use anyhow::{Context, Result, bail};
+use guest_protocol::report::{Sample, Spin};
+use std::fmt::Write as _;
+use std::time::Instant;
+
+/// One migration by one VMM.
+pub struct Move {
+    /// The guest's clocks, before it and after it.
+    pub before: Vec<Sighting>,
+    pub after: Vec<Sighting>,
+    pub said: Said,
+    /// What a spinning vCPU saw over it.
+    pub spin: Spin,
+    pub counter_hz: u64,
+}
+
+/// What the VMM says of it.
+#[expect(clippy::struct_field_names, reason = "they end with their unit")]
+#[derive(Debug, Clone, Copy)]
+pub struct Said {
+    /// Its downtime.
+    pub downtime_ms: f64,
+    /// What the guest's clock lost.
+    pub lost_ms: f64,
+    pub total_ms: f64,
+}
+
+/// A length of time between two bounds, in ns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    least: i128,
+    most: i128,
+}
+
+impl Bounds {
+    /// By how much a guest's clock is behind the lab's, counted from any origin: every sighting
+    /// narrows it, since both clocks run at one rate while the guest runs.
+    fn behind(sights: &[Sighting], origin: Instant, clock: fn(&Sample) -> u64) -> Result<Self> {
+        let since = |at: Instant| {
+            at.saturating_duration_since(origin)
+                .as_nanos()
+                .cast_signed()
+        };
+        let of = |sight: &Sighting| i128::from(clock(&sight.sample));
+        let least = sights.iter().map(|it| since(it.asked) - of(it)).max();
+        let most = sights.iter().map(|it| since(it.answered) - of(it)).min();
+        let (least, most) = least.zip(most).context("no sample was taken")?;
+        if least > most {
+            bail!(
+                "the guest's clock does not keep the lab's rate, by {} ns",
+                least - most
+            );
+        }
+        Ok(Self { least, most })
+    }
+
+    /// The middle, in ms.
+    pub fn middle_ms(self) -> f64 {
+        ms(self.least + self.most) / 2.0
+    }
+
+    /// From the middle to either end, in ms.
+    pub fn error_ms(self) -> f64 {
+        ms(self.most - self.least) / 2.0
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to 100 days")]
+fn ms(ns: i128) -> f64 {
+    ns as f64 / 1e6
+}
+
+impl Move {
+    /// What a clock of the guest's lost on the lab's over the migration.
+    pub fn lost(&self, clock: fn(&Sample) -> u64) -> Result<Bounds> {
+        let origin = self.before.first().context("no sample was taken")?.asked;
+        let before = Bounds::behind(&self.before, origin, clock)?;
+        let after = Bounds::behind(&self.after, origin, clock)?;
+        Ok(Bounds {
+            least: after.least - before.most,
+            most: after.most - before.least,
+        })
+    }
+
+    /// All figures of it.
+    pub fn figures(&self) -> Result<Figures> {
+        let lost = self.lost(|sample| sample.monotonic_ns)?;
+        let step = i128::from(self.spin.largest_gaps[0].ticks);
+        Ok(Figures {
+            clock_error_ms: lost.middle_ms().abs(),
+            bound_ms: lost.error_ms(),
+            untold_ms: (lost.middle_ms() - self.said.lost_ms).abs(),
+            downtime_ms: self.said.downtime_ms,
+            total_ms: self.said.total_ms,
+            step_ms: ms(step * 1_000_000_000 / i128::from(self.counter_hz.max(1))),
+        })
+    }
+}
+
+/// Figures of one migration, or the medians of several.
+#[expect(clippy::struct_field_names, reason = "they end with their unit")]
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Figures {
+    /// How far the guest's `CLOCK_MONOTONIC` is from the lab's clock after it, if it was not before.
+    pub clock_error_ms: f64,
+    /// How far off that can be.
+    pub bound_ms: f64,
+    /// How far it is from what the VMM says that the guest's clock lost.
+    pub untold_ms: f64,
+    /// As the VMM says.
+    pub downtime_ms: f64,
+    /// As the VMM says.
+    pub total_ms: f64,
+    /// The largest step from one read of the counter to the next.
+    pub step_ms: f64,
+}
+
+impl Figures {
+    /// The median of each.
+    pub fn medians(of: &[Self]) -> Self {
+        let median = |figure: fn(&Self) -> f64| median(of.iter().map(figure).collect());
+        Self {
+            clock_error_ms: median(|it| it.clock_error_ms),
+            bound_ms: median(|it| it.bound_ms),
+            untold_ms: median(|it| it.untold_ms),
+            downtime_ms: median(|it| it.downtime_ms),
+            total_ms: median(|it| it.total_ms),
+            step_ms: median(|it| it.step_ms),
+        }
+    }
+}
+
+/// The medians beside each other.
+pub fn table([freeze, advance, qemu]: [&Figures; 3]) -> String {
+    let mut table =
+        String::from("| | pvtime, freeze | pvtime, advance | QEMU |\n|---|---|---|---|\n");
+    let mut row = |name: &str, figure: fn(&Figures) -> f64| {
+        let [freeze, advance, qemu] = [freeze, advance, qemu].map(figure);
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            table,
+            "| {name} | {freeze:.1} ms | {advance:.1} ms | {qemu:.1} ms |"
+        );
+    };
+    row("guest clock error", |it| it.clock_error_ms);
+    row("known to within", |it| it.bound_ms);
+    row("of it not told by the VMM", |it| it.untold_ms);
+    row("downtime, as the VMM says", |it| it.downtime_ms);
+    row("total time, as the VMM says", |it| it.total_ms);
+    row("largest step of a spinning vCPU's counter", |it| it.step_ms);
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn sight(origin: Instant, asked_ms: u64, took_ms: u64, shows_ms: u64) -> Sighting {
+        let clock_ns = shows_ms * 1_000_000;
+        let asked = origin + Duration::from_millis(asked_ms);
+        Sighting {
+            asked,
+            answered: asked + Duration::from_millis(took_ms),
+            sample: Sample {
+                sequence: 0,
+                cpu: 0,
+                counter_before: 0,
+                monotonic_ns: clock_ns,
+                monotonic_raw_ns: clock_ns,
+                boottime_ns: clock_ns,
+                realtime_ns: clock_ns,
+                counter_after: 0,
+                steal_ns: [None].into_iter().collect(),
+            },
+        }
+    }
+
+    fn moved(after: Vec<Sighting>, before: Vec<Sighting>) -> Move {
+        let said = Said {
+            downtime_ms: 60.0,
+            lost_ms: 70.0,
+            total_ms: 500.0,
+        };
+        let mut spin = Spin::default();
+        spin.largest_gaps[0].ticks = 50_000;
+        Move {
+            before,
+            after,
+            said,
+            spin,
+            counter_hz: 25_000_000,
+        }
+    }
+
+    #[test]
+    fn what_a_clock_lost_is_between_what_every_sample_admits() {
+        let origin = Instant::now();
+        // The guest's clock is 5000 ms ahead of the lab's, and 4900 after the migration.
+        let before = vec![sight(origin, 0, 30, 5010), sight(origin, 100, 4, 5102)];
+        let after = vec![sight(origin, 1000, 20, 5901), sight(origin, 1100, 10, 6009)];
+        let moved = moved(after, before);
+        let lost = moved.lost(|sample| sample.monotonic_ns).unwrap();
+        let expected = Bounds {
+            least: 97_000_000,
+            most: 103_000_000,
+        };
+        assert_eq!(lost, expected);
+        let figures = moved.figures().unwrap();
+        assert!((figures.clock_error_ms - 100.0).abs() < 1e-9);
+        assert!((figures.bound_ms - 3.0).abs() < 1e-9);
+        assert!((figures.untold_ms - 30.0).abs() < 1e-9);
+        assert!((figures.step_ms - 2.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_clock_of_another_rate_is_not_judged() {
+        let origin = Instant::now();
+        let sights = vec![sight(origin, 0, 1, 5000), sight(origin, 1000, 1, 5500)];
+        let error = Bounds::behind(&sights, origin, |it| it.monotonic_ns).unwrap_err();
+        assert!(error.to_string().contains("does not keep"), "{error}");
+        assert!(moved(Vec::new(), sights).figures().is_err());
+    }
+}
