@@ -82,6 +82,8 @@ pub struct GuestSpec {
     pub vmm_options: &'static [&'static str],
     /// Words for its kernel.
     pub kernel_options: &'static str,
+    /// Words for the program of a Linux guest.
+    pub program_options: &'static str,
 }
 
 impl GuestSpec {
@@ -98,6 +100,7 @@ impl GuestSpec {
             on_pause: "freeze",
             vmm_options: &[],
             kernel_options: "",
+            program_options: "",
         }
     }
 }
@@ -443,13 +446,13 @@ impl Guest {
 
 fn command_line(spec: &GuestSpec) -> String {
     let workload = vec![spec.workload.to_string(); spec.cpus as usize].join(",");
-    let kernel_options = spec.kernel_options;
+    let (kernel_options, program_options) = (spec.kernel_options, spec.program_options);
     if spec.image == GuestImage::El1 {
         return format!("-- --workload {workload}");
     }
     format!(
         "console=ttyS0 panic=-1 {kernel_options} -- --port ttyS1 --workload {workload} \
-         --sample-ms 0"
+         --sample-ms 0 {program_options}"
     )
 }
 
@@ -466,7 +469,7 @@ mod tests {
         };
         let line = command_line(&spec);
         assert!(
-            line.ends_with("-- --port ttyS1 --workload busy,busy,busy --sample-ms 0"),
+            line.ends_with("-- --port ttyS1 --workload busy,busy,busy --sample-ms 0 "),
             "{line}"
         );
         let bare = GuestSpec {
