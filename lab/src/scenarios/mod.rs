@@ -35,6 +35,7 @@ mod stolen_time;
 mod stolen_time_off;
 mod stolen_user;
 mod suspend;
+mod suspend_and_save;
 mod suspend_linux;
 mod three_guests;
 mod timers_survive;
@@ -83,7 +84,7 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     ),
     (
         "suspend-announced",
-        "twenty sleeps of four seconds; suspends makes two",
+        "twenty sleeps of four seconds; suspends makes one",
     ),
     (
         "suspend-unannounced",
@@ -133,6 +134,7 @@ pub const ALL: &[Scenario] = &[
     suspend::ANNOUNCED,
     suspend::UNANNOUNCED,
     suspend_linux::SCENARIO,
+    suspend_and_save::SCENARIO,
     gate_race::SCENARIO,
     timers_survive::SCENARIO,
     generation::SCENARIO,
