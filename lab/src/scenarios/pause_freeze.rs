@@ -199,7 +199,6 @@ impl Seen {
             )
             .with_detail(circumstances),
             check("frozen_ticks", frozen, Limit::Equals(0.0), "ticks"),
-            check_stolen_growth(&self.pauses.iter(), self.name),
             check(
                 "monotonic_excess_ms",
                 median(figures(Pause::monotonic_excess_ms)),
@@ -207,6 +206,8 @@ impl Seen {
                 "ms",
             ),
         ];
+        let pauses: Vec<_> = self.pauses.iter().collect();
+        checks.extend(check_stolen_growth(&pauses, self.name));
         checks.extend(check_agreement(
             &self.pauses,
             self.backwards_steps,

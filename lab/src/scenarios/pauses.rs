@@ -225,29 +225,46 @@ pub(super) fn growths_ms(before: &Status, after: &Status) -> Result<Vec<f64>> {
     (0..after.vcpus.len()).map(grown).collect()
 }
 
+/// What pauses add to the stolen time of a guest's vCPUs. Those that do not spin share a CPU with
+/// each other and the VMM, and wait for each other when all are woken at once.
+pub fn check_stolen_growth(pauses: &[&Pause], guest: &str) -> Vec<Check> {
+    let spins = |vcpu: &usize| {
+        let mut spins = pauses.iter().flat_map(|it| &it.spins);
+        spins.any(|spin| spin.cpu as usize == *vcpu)
+    };
+    let vcpus = pauses.iter().map(|it| it.after.vcpus.len()).max();
+    let (own, shared): (Vec<_>, Vec<_>) = (0..vcpus.unwrap_or(0)).partition(spins);
+    let mut checks = vec![check_growth("stolen_growth_ms", 5.0, &own, pauses, guest)];
+    if !shared.is_empty() {
+        let most = 5.0 * count(shared.len());
+        let name = "shared_stolen_growth_ms";
+        checks.push(check_growth(name, most, &shared, pauses, guest));
+    }
+    checks
+}
+
 /// What a pause adds to the stolen time of a vCPU at the median, beyond what the same requests add
 /// without one; that of the vCPU to which it adds most.
-pub fn check_stolen_growth<'a>(
-    pauses: &(impl Iterator<Item = &'a Pause> + Clone),
+fn check_growth(
+    name: &'static str,
+    most: f64,
+    vcpus: &[usize],
+    pauses: &[&Pause],
     guest: &str,
 ) -> Check {
-    let vcpus = pauses.clone().map(|it| it.after.vcpus.len()).max();
-    let of_each: Vec<_> = (0..vcpus.unwrap_or(0))
-        .map(|vcpu| {
-            let at = |growths: Vec<f64>| growths.get(vcpu).copied().unwrap_or(f64::NAN);
-            let over = |it: &Pause| growths_ms(&it.before, &it.after).unwrap_or_default();
-            let over = pauses.clone().map(|it| at(over(it)));
-            let quiet = pauses.clone().map(|it| at(it.quiet_growths_ms.clone()));
-            (median(over.collect()), median(quiet.collect()))
-        })
-        .collect();
-    let most = worst(of_each.iter().map(|(over, quiet)| over - quiet));
-    let of_each: Vec<_> = of_each
-        .iter()
-        .map(|(over, quiet)| format!("{over:.1} ms over a pause and {quiet:.1} over none"))
-        .collect();
-    let detail = format!("{guest}; by vCPU: {}", of_each.join(", "));
-    Check::new("stolen_growth_ms", most, Limit::AtMost(5.0), "ms").with_detail(detail)
+    let figures = vcpus.iter().map(|vcpu| {
+        let at = |growths: &[f64]| growths.get(*vcpu).copied().unwrap_or(f64::NAN);
+        let over = |it: &&Pause| at(&growths_ms(&it.before, &it.after).unwrap_or_default());
+        let over = median(pauses.iter().map(over).collect());
+        let quiet = median(pauses.iter().map(|it| at(&it.quiet_growths_ms)).collect());
+        (over, quiet)
+    });
+    let said = figures
+        .clone()
+        .map(|(over, quiet)| format!("{over:.1} ms over a pause, {quiet:.1} over none"));
+    let detail = format!("{guest}; {}", said.collect::<Vec<_>>().join("; "));
+    let growth = worst(figures.map(|(over, quiet)| over - quiet));
+    Check::new(name, growth, Limit::AtMost(most), "ms").with_detail(detail)
 }
 
 /// Reads below an earlier one, of the same vCPU or of another.
@@ -269,6 +286,10 @@ pub fn median(mut figures: Vec<f64>) -> f64 {
     }
 }
 
+fn count(figure: usize) -> f64 {
+    u32::try_from(figure).map_or(f64::INFINITY, f64::from)
+}
+
 /// No counter went backwards, and every record agrees with the others and the guest.
 pub fn check_agreement(
     pauses: impl IntoIterator<Item: Borrow<Pause>>,
@@ -280,7 +301,6 @@ pub fn check_agreement(
         .map(|pause| pause.borrow().contradictions())
         .collect();
     let contradictions: Vec<_> = of_each.iter().flatten().collect();
-    let count = |figure: usize| u32::try_from(figure).map_or(f64::INFINITY, f64::from);
     let none = Limit::Equals(0.0);
     let backwards = count(usize::try_from(backwards).unwrap_or(usize::MAX));
     let mut detail = format!("{guest}, {} pauses", of_each.len());

@@ -37,6 +37,7 @@ fn play(stage: &mut Stage) -> Result<()> {
                     let Scene { hosts, one, .. } = scene;
                     *one = Journey::start("one", 1, "freeze", hosts)?;
                     one.go_to_and_fro(&names, hosts, stage)?;
+                    one.begin_anew(&["one-6", "one-7", "one-8"], hosts, stage)?;
                     one.end(hosts, stage)
                 },
                 checks: |scene| checks(&scene.one),
@@ -48,6 +49,7 @@ fn play(stage: &mut Stage) -> Result<()> {
                     let Scene { hosts, four, .. } = scene;
                     *four = Journey::start("four", 4, "freeze", hosts)?;
                     four.go_to_and_fro(&names, hosts, stage)?;
+                    four.begin_anew(&["four-4", "four-5", "four-6"], hosts, stage)?;
                     four.end(hosts, stage)
                 },
                 checks: |scene| checks(&scene.four),
