@@ -113,7 +113,7 @@ impl Journey {
         };
         let mut guest = Guest::start(&spec, host)?;
         guest.await_hello(host)?;
-        guest.pin(host, &[0], &[1])?;
+        place(&guest, host)?;
         guest.set_workload(host, cpus - 1, Workload::Spin)?;
         Ok(Self {
             name,
@@ -307,7 +307,7 @@ impl Journey {
             ),
         ];
         let pauses: Vec<_> = self.moves.iter().map(|it| &it.pause).collect();
-        checks.extend(check_stolen_growth(&pauses, self.name));
+        checks.push(check_stolen_growth(&pauses, self.name));
         checks
     }
 
@@ -369,7 +369,7 @@ impl Departure {
         let arguments = ["restore", folder, "--on-restore", on_restore, "--paused"];
         let mut guest = Guest::spawn(name, true, &arguments, host)?;
         await_restoration(name, host)?;
-        guest.pin(host, &[0], &[1])?;
+        place(&guest, host)?;
         let resume = guest.resume(host)?;
         // While the lab asks again the spinning vCPU gets its turn: the answers are another thread's.
         let arrived = guest.sample(host)?;
@@ -481,6 +481,13 @@ fn check_error(error_ns: i128, most_us: f64, detail: String) -> Check {
         "us",
     )
     .with_detail(detail)
+}
+
+/// Gives the vCPU that spins a CPU of its own.
+fn place(guest: &Guest, host: &mut Host) -> Result<()> {
+    guest.pin(host, &[0], &[1])?;
+    let last = guest.status(host)?.vcpus.len().saturating_sub(1);
+    guest.pin_vcpus(host, |vcpu| if vcpu as usize == last { &[0] } else { &[1] })
 }
 
 fn keep_adjustments(guest: &Guest, host: &mut Host, stage: &mut Stage) -> Result<()> {
