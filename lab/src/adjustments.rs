@@ -274,6 +274,7 @@ mod tests {
                 realtime_ns: 0,
                 counter_after: counter_ms * MS,
                 steal_ns: [].into_iter().collect(),
+                paused_ns: None,
             },
         };
         Sightings {

@@ -82,13 +82,25 @@ pub struct Accounts {
     pub residual_ns: i128,
 }
 
-/// Paused time by cause, as far as the lab pauses.
+/// Paused time by cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct Paused {
     /// `pvtime ctl pause`.
     pub operator_ns: u64,
+    /// A snapshot, from the stop to the resumption wherever that is.
+    pub snapshot_ns: u64,
+    /// A migration.
+    pub migration_ns: u64,
     /// A sleep of the host, or a stall.
     pub host_suspend_ns: u64,
+}
+
+impl Paused {
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.operator_ns + self.snapshot_ns + self.migration_ns + self.host_suspend_ns
+    }
 }
 
 impl Guest {

@@ -99,6 +99,7 @@ mod tests {
                 realtime_ns: 0,
                 counter_after: counter,
                 steal_ns: [steal_ns].into_iter().collect(),
+                paused_ns: None,
             },
         }
     }

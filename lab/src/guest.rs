@@ -104,7 +104,7 @@ pub struct GuestSpec {
     pub vmm_options: &'static [&'static str],
     /// Words for its kernel.
     pub kernel_options: &'static str,
-    /// More options of its program.
+    /// Words for the program of a Linux guest.
     pub program_options: &'static str,
 }
 
@@ -482,7 +482,7 @@ fn command_line(spec: &GuestSpec) -> String {
     }
     format!(
         "console=ttyS0 panic=-1 {kernel_options} -- --port ttyS1 --workload {workload} \
-         --sample-ms 0{program_options}"
+         --sample-ms 0 {program_options}"
     )
 }
 
@@ -499,7 +499,7 @@ mod tests {
         };
         let line = command_line(&spec);
         assert!(
-            line.ends_with("-- --port ttyS1 --workload busy,busy,busy --sample-ms 0"),
+            line.ends_with("-- --port ttyS1 --workload busy,busy,busy --sample-ms 0 "),
             "{line}"
         );
         let bare = GuestSpec {

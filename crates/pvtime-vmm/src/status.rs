@@ -102,6 +102,7 @@ impl Vm for Status {
         Ok(Time {
             counter_frequency_hz: counter::frequency().map(Frequency::hz),
             counter_limits: self.time.counter_limits().map(str::to_owned),
+            held_up_by: self.time.held_up_by(),
             stolen_time: self.time.stolen_time_provider().to_string(),
             live_physical_time: self.time.live_physical_time().map(LivePhysicalTime::from),
             paused_time: self.time.paused_time().map(PausedTime::from),

@@ -8,7 +8,7 @@ use std::thread::{Builder, JoinHandle};
 use anyhow::{Context, Result, anyhow};
 use kvm_bindings::{
     KVM_EXIT_ARM_NISV, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
-    KVM_SYSTEM_EVENT_SUSPEND, kvm_vcpu_events,
+    KVM_SYSTEM_EVENT_SUSPEND,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use pvtime_kvm::{RunningVcpu, VcpuTime, VmTime};
@@ -173,12 +173,13 @@ impl Runner {
 }
 
 /// Has the guest take an external abort for the instruction that it is at, as it would of a bus on
-/// which nothing answers.
+/// which nothing answers. A system error that is pending for it stays so.
 fn inject_abort(vcpu: &VcpuFd) -> Result<()> {
-    let mut events = kvm_vcpu_events::default();
-    events.exception.ext_dabt_pending = 1;
-    vcpu.set_vcpu_events(&events)
-        .context("cannot tell the guest of an access that leads nowhere")
+    let injected = vcpu.get_vcpu_events().and_then(|mut events| {
+        events.exception.ext_dabt_pending = 1;
+        vcpu.set_vcpu_events(&events)
+    });
+    injected.context("cannot tell the guest of an access that leads nowhere")
 }
 
 /// `errno` values of `KVM_RUN` that mean: enter again.

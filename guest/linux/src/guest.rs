@@ -18,6 +18,7 @@ use crate::counter;
 use crate::cpus::CpuList;
 use crate::memory::Memory;
 use crate::options::Options;
+use crate::pauses::Pauses;
 use crate::proc_stat::{self, parse_steal};
 use crate::schedule::Schedule;
 use crate::sleeping;
@@ -31,6 +32,8 @@ pub struct Guest {
     workers: Workers,
     memory: Arc<Memory>,
     schedule: Schedule,
+    /// The VM's pauses; none where the wall clock is left alone.
+    pauses: Option<Pauses>,
     /// Samples taken.
     samples: u64,
 }
@@ -59,6 +62,9 @@ impl Guest {
         if options.follow_sleep_key {
             sleeping::follow_key()?;
         }
+        if options.wall_clock_ms > 0 {
+            guest.pauses = Some(Pauses::find(options.wall_clock_ms)?);
+        }
         Ok(guest)
     }
 
@@ -72,6 +78,7 @@ impl Guest {
             workers: Workers::new(Arc::clone(&memory)),
             memory,
             schedule,
+            pauses: None,
             samples: 0,
         }
     }
@@ -110,9 +117,16 @@ impl Guest {
         Ok(bodies)
     }
 
-    /// How long until a sample is due; none if only requests bring one.
-    pub fn until_next_sample(&self) -> Option<Duration> {
-        self.schedule.remaining(Instant::now())
+    /// If it is time to look: sets the wall clock forward by the VM's pauses since.
+    pub fn follow_pauses(&mut self) -> Result<()> {
+        self.pauses.as_mut().map_or(Ok(()), Pauses::follow_if_due)
+    }
+
+    /// How long until there is something to do; none if only requests bring it.
+    pub fn until_next_turn(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let look = self.pauses.as_ref().and_then(|it| it.looks.remaining(now));
+        self.schedule.remaining(now).into_iter().chain(look).min()
     }
 
     /// Answers one line of input. Empty lines have no answer.
@@ -239,6 +253,7 @@ impl Guest {
             realtime_ns: reading.realtime_ns,
             counter_after: reading.counter_after,
             steal_ns,
+            paused_ns: self.pauses.as_ref().map(Pauses::paused_ns).transpose()?,
         }))
     }
 }
@@ -332,16 +347,16 @@ mod tests {
     #[test]
     fn period_can_be_changed_and_stopped() {
         let (mut guest, _) = guest();
-        assert_eq!(guest.until_next_sample(), None);
+        assert_eq!(guest.until_next_turn(), None);
         let set = r#"{"type":"set_period","body":{"period_ms":60000}}"#;
         assert_eq!(bodies(&mut guest, set, None), [Body::Done]);
         assert_eq!(
-            guest.until_next_sample(),
+            guest.until_next_turn(),
             Some(Duration::ZERO),
             "the first is due at once"
         );
         assert!(guest.schedule.take_due(Instant::now()));
-        assert!(guest.until_next_sample().unwrap() > Duration::from_secs(50));
+        assert!(guest.until_next_turn().unwrap() > Duration::from_secs(50));
         assert!(guest.sample_if_due().unwrap().is_empty());
     }
 

@@ -14,6 +14,7 @@ mod guest;
 mod machine;
 mod memory;
 mod options;
+mod pauses;
 mod port;
 mod proc_stat;
 mod schedule;
@@ -83,10 +84,11 @@ fn serve(port: &mut Port, options: &Options) -> Result<ByeReason> {
     let mut lines: LineBuffer = LineBuffer::new();
     let mut input = [0; 256];
     loop {
+        guest.follow_pauses()?;
         for body in guest.sample_if_due()? {
             port.send(&Report::new(body))?;
         }
-        let received = port.receive(&mut input, guest.until_next_sample())?;
+        let received = port.receive(&mut input, guest.until_next_turn())?;
         for &byte in &input[..received] {
             let answer = match lines.push(byte) {
                 Ok(None) => continue,

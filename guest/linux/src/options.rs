@@ -18,6 +18,11 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub sample_ms: u32,
 
+    /// Milliseconds between looks for pauses of the VM that its counters did not show, by which the
+    /// wall clock is then set forward; 0 leaves it alone
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub wall_clock_ms: u32,
+
     /// Device in /dev to talk on [default: ttyS1 if the machine has it, else the console]
     #[arg(long, value_name = "NAME")]
     pub port: Option<String>,
@@ -61,6 +66,7 @@ mod tests {
         let expected = Options {
             workload: Vec::new(),
             sample_ms: 1000,
+            wall_clock_ms: 0,
             port: None,
             follow_sleep_key: false,
         };
@@ -72,11 +78,15 @@ mod tests {
         let expected = Options {
             workload: vec![Workload::Busy, Workload::Idle, Workload::Spin],
             sample_ms: 0,
+            wall_clock_ms: 200,
             port: Some("ttyS0".to_owned()),
             follow_sleep_key: true,
         };
         assert_eq!(
-            parse("/init --workload busy,idle,spin --sample-ms 0 --port ttyS0 --follow-sleep-key"),
+            parse(
+                "/init --workload busy,idle,spin --sample-ms 0 --wall-clock-ms 200 --port ttyS0 \
+                 --follow-sleep-key"
+            ),
             Ok(expected)
         );
     }

@@ -113,6 +113,10 @@ pub struct Sample {
     pub counter_after: u64,
     /// Stolen time by CPU number, as the guest accounts for it; none where the CPU is offline.
     pub steal_ns: Vec<Option<u64>, MAX_CPUS>,
+    /// The VM's pauses that the counters did not show, in ns, as its paused-time structure said just
+    /// after the clocks were read; none where the guest does not follow it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_ns: Option<u64>,
 }
 
 impl Sample {

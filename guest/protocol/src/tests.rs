@@ -67,7 +67,7 @@ fn hello() -> impl Strategy<Value = Body> {
 
 fn sample() -> impl Strategy<Value = Body> {
     let steal = prop::collection::vec(any::<Option<u64>>(), 0..=MAX_CPUS);
-    (any::<(u32, [u64; 7])>(), steal).prop_map(|((cpu, n), steal)| {
+    (any::<(u32, [u64; 7], Option<u64>)>(), steal).prop_map(|((cpu, n, paused_ns), steal)| {
         Body::Sample(Sample {
             sequence: n[0],
             cpu,
@@ -78,6 +78,7 @@ fn sample() -> impl Strategy<Value = Body> {
             realtime_ns: n[5],
             counter_after: n[6],
             steal_ns: steal.into_iter().collect(),
+            paused_ns,
         })
     })
 }
@@ -464,6 +465,11 @@ fn reports_are_these_lines() {
         realtime_ns: 8,
         counter_after: 4,
         steal_ns: [Some(10_000_000), None].into_iter().collect(),
+        paused_ns: None,
+    };
+    let followed = Sample {
+        paused_ns: Some(9),
+        ..sample.clone()
     };
     assert_eq!(sample.window_ticks(), 5, "a counter may wrap");
     let cases = [
@@ -488,6 +494,10 @@ fn reports_are_these_lines() {
             Report::new(Body::Sample(sample)),
             r#"{"type":"sample","body":{"sequence":3,"cpu":1,"counter_before":18446744073709551615,"monotonic_ns":5,"monotonic_raw_ns":6,"boottime_ns":7,"realtime_ns":8,"counter_after":4,"steal_ns":[10000000,null]}}"#,
         ),
+        (
+            Report::new(Body::Sample(followed)),
+            r#"{"type":"sample","body":{"sequence":3,"cpu":1,"counter_before":18446744073709551615,"monotonic_ns":5,"monotonic_raw_ns":6,"boottime_ns":7,"realtime_ns":8,"counter_after":4,"steal_ns":[10000000,null],"paused_ns":9}}"#,
+        ),
     ];
     for (report, line) in cases {
         assert_eq!(emitted(&report).trim_end(), line);
@@ -508,6 +518,7 @@ fn the_longest_messages_fit_a_line() {
         realtime_ns: u64::MAX,
         counter_after: u64::MAX,
         steal_ns,
+        paused_ns: Some(u64::MAX),
     };
     let hello = Hello {
         protocol: u16::MAX,
@@ -836,6 +847,7 @@ fn more_cpus_than_the_bound_are_refused() {
         realtime_ns: 0,
         counter_after: 0,
         steal_ns: Vec::new(),
+        paused_ns: None,
     }))))
     .unwrap();
     sample["body"]["steal_ns"] = json!(cpus[1..]);

@@ -184,6 +184,7 @@ mod tests {
             realtime_ns: 0,
             counter_after: 0,
             steal_ns: steal.iter().map(|steal| steal.map(|ms| ms * MS)).collect(),
+            paused_ns: None,
         };
         Figures {
             before: status(structures),

@@ -75,9 +75,11 @@ fn checks(scene: &Scene) -> Vec<Check> {
         let figure = figure(&scene.printed, name).unwrap_or(f64::NAN);
         Check::new(name, figure, limit, unit)
     };
+    let late = figure(&scene.printed, "late_timers").unwrap_or(f64::NAN);
+    let late = format!("{late} timers came late and were waited for");
     vec![
         check("refusals", Limit::AtLeast(500.0), "entries"),
-        check("stale_entries", Limit::Equals(0.0), "entries"),
+        check("stale_entries", Limit::Equals(0.0), "entries").with_detail(late),
         check("backwards_steps", Limit::Equals(0.0), "steps"),
         check("largest_step_ms", Limit::AtMost(120.0), "ms"),
     ]

@@ -148,6 +148,8 @@ mod tests {
             idle_ns: 0,
             stolen_ns: 0,
             paused_ns: Paused {
+                snapshot_ns: 0,
+                migration_ns: 0,
                 operator_ns: 0,
                 host_suspend_ns: 0,
             },

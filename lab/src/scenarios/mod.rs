@@ -37,6 +37,7 @@ mod stolen_time;
 mod stolen_time_off;
 mod stolen_user;
 mod suspend;
+mod suspend_and_save;
 mod suspend_coordinated;
 mod suspend_linux;
 mod three_guests;
@@ -90,7 +91,7 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     ),
     (
         "suspend-announced",
-        "twenty sleeps of four seconds; suspends makes two",
+        "twenty sleeps of four seconds; suspends makes one",
     ),
     (
         "suspend-unannounced",
@@ -102,7 +103,11 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     ),
     (
         "suspend-coordinated",
-        "guests with another kernel, of 90 MB; suspend-request is without the key",
+        "guests with another kernel, of 90 MB",
+    ),
+    (
+        "suspend-request",
+        "half a minute of sleeps; suspends and suspend-and-save are others",
     ),
 ];
 
@@ -148,6 +153,7 @@ pub const ALL: &[Scenario] = &[
     suspend_linux::SCENARIO,
     suspend_coordinated::BY_REQUEST,
     suspend_coordinated::SCENARIO,
+    suspend_and_save::SCENARIO,
     gate_race::SCENARIO,
     timers_survive::SCENARIO,
     generation::SCENARIO,

@@ -586,6 +586,7 @@ mod tests {
             realtime_ns: 0,
             counter_after: 1000,
             steal_ns: [Some(0)].into_iter().collect(),
+            paused_ns: None,
         };
         Move {
             is_far,

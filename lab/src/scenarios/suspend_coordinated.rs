@@ -137,7 +137,7 @@ fn suspend(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
         memory_mib: 256,
         workload: Workload::Spin,
         vmm_options: FOLLOWS,
-        program_options: " --follow-sleep-key",
+        program_options: "--follow-sleep-key",
         ..GuestSpec::new("follows")
     };
     let mut guest = Guest::start(&spec, host)?;

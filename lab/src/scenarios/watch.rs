@@ -325,6 +325,7 @@ mod tests {
                 realtime_ns: 0,
                 counter_after: 0,
                 steal_ns: [Some(steal_ms * MS)].into_iter().collect(),
+                paused_ns: None,
             });
         }
         assert_eq!(watch.own_ms(), Some(10.0));

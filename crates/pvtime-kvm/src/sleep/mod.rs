@@ -17,7 +17,9 @@
 //! again. So each has a timer that ends with its lease: the signal is there when the thread goes
 //! on, and its handler runs before the thread's next instruction. Hence **no guest instruction runs
 //! later than the end of the lease**, but for the time that a timer's interrupt takes. Nothing that
-//! is hidden from the guest's counters begins before that, so that no counter goes back.
+//! is hidden from the guest's counters begins before that, so that no counter goes back. An interrupt
+//! that was due in a stop and is taken after it, because its CPU is not run by a host above, leaves
+//! that thread without its signal until the kick of the correction.
 
 mod lease;
 #[cfg(any(target_arch = "aarch64", test))]

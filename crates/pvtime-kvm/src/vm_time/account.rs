@@ -8,7 +8,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pvtime::host::Cause;
-use pvtime::host::ledger::{Accounts, Ledger, LedgerError};
+use pvtime::host::ledger::{Accounts, Ledger, LedgerError, ThreadSample};
 use rustix::thread::Pid;
 
 use crate::clock;
@@ -121,15 +121,17 @@ impl VcpuAccount {
         entries.keep(entered.map_err(AccountError::from));
     }
 
-    /// Takes over what was saved, `away_ns` ago.
+    /// Takes over what was saved, `away_ns` before `at_ns` on `CLOCK_BOOTTIME`.
     pub fn restore(
         &self,
         accounts: Accounts,
         cause: Cause,
         away_ns: u64,
+        at_ns: u64,
     ) -> Result<(), AccountError> {
         let mut entries = self.lock();
         let now = entries.thread.peek()?;
+        let away_ns = away_ns.saturating_add(now.physical_ns.saturating_sub(at_ns));
         entries.ledger = Some(Ledger::restore(accounts, now, cause, away_ns)?);
         // The restored value of stolen time has taken what was waited before into account.
         entries.arrived_ns = now.stolen_ns;
@@ -145,6 +147,24 @@ impl VcpuAccount {
                 .ledger
                 .map(|it| *it.accounts())
                 .ok_or(AccountError::NotStarted),
+        }
+    }
+
+    /// The same with the wait up to when its VM was stopped, on `CLOCK_BOOTTIME`, which is for this
+    /// cause: what passes from then on is in no account yet.
+    pub fn up_to_stop(&self, stop_ns: u64, cause: Cause) -> Result<Accounts, AccountError> {
+        let accounts = self.entered()?;
+        let entries = self.lock();
+        let stop = ThreadSample {
+            physical_ns: stop_ns,
+            ..entries.thread.peek()?
+        };
+        let mut shown = entries.ledger.ok_or(AccountError::NotStarted)?;
+        match shown.resume(stop, cause) {
+            Ok(()) => Ok(*shown.accounts()),
+            // The last to be out does its accounts when the VM is stopped.
+            Err(LedgerError::Backwards { .. }) => Ok(accounts),
+            Err(error) => Err(error.into()),
         }
     }
 

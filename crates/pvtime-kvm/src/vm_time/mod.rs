@@ -6,6 +6,7 @@ mod execute;
 mod guest_suspend;
 mod interfaces;
 mod lost;
+mod sample;
 mod saved;
 mod vcpu;
 mod watch;
@@ -14,6 +15,7 @@ pub use account::AccountError;
 pub use config::{Error, VmTimeConfig};
 pub use interfaces::{LivePhysicalTimeSample, PausedTimeSample};
 pub use lost::LostTime;
+pub use sample::{TimeSample, VcpuSample};
 pub use vcpu::{RunningVcpu, VcpuTime};
 
 use account::VcpuAccount;
@@ -31,13 +33,12 @@ use pvtime::host::timeline::{Config, CounterScope, Event, HostSample, Timeline};
 use pvtime::host::timers::Asked;
 use pvtime::scale::Frequency;
 use rustix::thread::Pid;
-use serde::Serialize;
 
 use crate::gate::Gate;
 use crate::record::{Record, Records, TimersRecord};
 use crate::sleep::{BEAT, Lease};
-use crate::stolen_time::{self, Stolen, StolenTimeSample};
-use crate::thread_stat::{self, HaltTime, run_delay_ns, run_ns};
+use crate::stolen_time::{self, Stolen};
+use crate::thread_stat::HaltTime;
 use crate::{HostTime, ReservedMemory, StolenTimeProvider, clock, counter};
 
 /// How long a vCPU may take to come out of the guest and of the handling of an exit.
@@ -305,66 +306,6 @@ impl VmTime {
             .collect()
     }
 
-    /// What the host counted for each vCPU's thread, and what stands in guest memory, one right
-    /// after the other. The guest is left alone, so what is under way is in no account yet.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Accounts`] where a vCPU's thread has ended.
-    pub fn sample(&self) -> Result<TimeSample, Error> {
-        let state = self.lock();
-        let vcpus = state.vcpus.iter().enumerate().map(|(index, vcpu)| {
-            let sample = match vcpu.thread() {
-                Some(thread) => self.sample_thread(index, thread),
-                None => Ok(self.sample_structure(index)),
-            };
-            sample.map_err(|source| Error::Accounts { index, source })
-        });
-        let vcpus = vcpus.collect::<Result<_, _>>()?;
-        let now_ns = clock::boottime_ns();
-        Ok(TimeSample {
-            elapsed_ns: now_ns - self.created_ns,
-            paused_ns: state.stops.up_to(now_ns),
-            vcpus,
-        })
-    }
-
-    fn sample_thread(&self, index: usize, thread: Pid) -> Result<VcpuSample, thread_stat::Error> {
-        const TRIES: usize = 10;
-        let mut run_delay_before_ns = run_delay_ns(thread)?;
-        let mut tries = 0;
-        loop {
-            let sample = VcpuSample {
-                thread_id: Some(thread.as_raw_nonzero().get()),
-                run_delay_ns: run_delay_before_ns,
-                ..self.sample_structure(index)
-            };
-            let run_delay_after_ns = run_delay_ns(thread)?;
-            tries += 1;
-            // A wait that ended in between may be in one of the two figures and not in the other.
-            if run_delay_before_ns == run_delay_after_ns || tries == TRIES {
-                return Ok(VcpuSample {
-                    run_ns: run_ns(thread)?,
-                    ..sample
-                });
-            }
-            run_delay_before_ns = run_delay_after_ns;
-        }
-    }
-
-    fn sample_structure(&self, index: usize) -> VcpuSample {
-        VcpuSample {
-            index,
-            thread_id: None,
-            run_ns: 0,
-            run_delay_ns: 0,
-            stolen_time: self
-                .stolen
-                .structures()
-                .map(|structures| structures.load(index)),
-        }
-    }
-
     /// Where each vCPU's physical time went since the VM was started first, up to now. A running
     /// VM's vCPUs are taken out of the guest for it, for some ten microseconds.
     ///
@@ -568,30 +509,4 @@ impl Vcpu {
             Self::New | Self::Attached(_) => None,
         }
     }
-}
-
-/// A VM's accounts at one moment.
-#[derive(Clone, Debug, Serialize)]
-pub struct TimeSample {
-    /// Physical time since the VM's time was made, in ns; it runs through pauses and host sleep.
-    pub elapsed_ns: u64,
-    /// As much of it as the VM was stopped for in this process, up to now, in ns.
-    pub paused_ns: u64,
-    /// One for each vCPU, in order.
-    pub vcpus: Vec<VcpuSample>,
-}
-
-/// What the host counted for one vCPU's thread.
-#[derive(Clone, Debug, Serialize)]
-pub struct VcpuSample {
-    /// The vCPU's index.
-    pub index: usize,
-    /// Its thread, as `gettid` numbers it; absent before the thread bound itself.
-    pub thread_id: Option<i32>,
-    /// Time of the thread on a CPU, in ns.
-    pub run_ns: u64,
-    /// Time of the thread runnable without a CPU, in ns.
-    pub run_delay_ns: u64,
-    /// The structure in guest memory; absent where stolen time is off.
-    pub stolen_time: Option<StolenTimeSample>,
 }

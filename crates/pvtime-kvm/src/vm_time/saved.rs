@@ -16,11 +16,8 @@ impl VmTime {
     /// [`Error::Timeline`] for a VM that is not stopped, [`Error::Registers`].
     pub fn save(&self) -> Result<Vec<u8>, Error> {
         let mut state = self.lock();
-        let mut bytes = state
-            .timeline
-            .save(self.interfaces.sequences())?
-            .emit()
-            .to_vec();
+        let vm = state.timeline.save(self.interfaces.sequences())?;
+        let mut bytes = vm.emit().to_vec();
         let timers = self.on_stopped(|_, vcpu| timers::read(vcpu));
         for ((index, bound), timers) in state.bound().zip(timers) {
             let mut timers = timers.map_err(|source| Error::Registers { index, source })?;
@@ -30,7 +27,7 @@ impl VmTime {
                 stolen: self.stolen.value(index),
                 accounts: bound
                     .account
-                    .entered()
+                    .up_to_stop(vm.sample.boottime_ns, vm.cause)
                     .map_err(|source| Error::Account { index, source })?,
             };
             bytes.extend(saved.emit());
@@ -72,11 +69,13 @@ impl VmTime {
         vcpus: &[SavedVcpu],
         cause: Cause,
     ) -> Result<(), Error> {
-        let now_ns = self.now().wall_ns;
-        let away_ns = now_ns.saturating_sub(vm.sample.wall_ns);
+        let now = self.now();
+        let away_ns = now.wall_ns.saturating_sub(vm.sample.wall_ns);
         self.closed_for.set(cause);
         for ((index, bound), saved) in state.bound().zip(vcpus) {
-            let restored = bound.account.restore(saved.accounts, cause, away_ns);
+            let restored = bound
+                .account
+                .restore(saved.accounts, cause, away_ns, now.boottime_ns);
             restored.map_err(|source| Error::Account { index, source })?;
             bound.asked = saved.timers.asked;
             if let Some(value) = saved.stolen {

@@ -236,6 +236,8 @@ struct Races {
     refusals: u32,
     /// A stop that is corrected for and is in no record.
     unrecorded: u32,
+    /// A stop whose timer the emulator had not let fire, which was waited for.
+    late_timers: u32,
     backwards_steps: u64,
     largest_step_ms: u64,
 }
@@ -264,7 +266,7 @@ fn race(stops: u32, seed: u64) -> Races {
             let length = Duration::from_millis(length_ms);
             let before = records(&guest.time).len();
             let mut stop = None;
-            let entered = guest.enter(|| stop = Some(stopper.stop_for(length)));
+            let entered = guest.enter(|| stop = Some(stopper.stop_for_lease(length)));
             let entered = entered.unwrap();
             let stop = stop.expect("the gate was open");
             // It passes the gate when the VM's time is right; whoever saw to that tells afterwards.
@@ -280,6 +282,7 @@ fn race(stops: u32, seed: u64) -> Races {
             races.stale_entries += u32::from(entered.is_some() && is_long);
             races.entries += u32::from(entered.is_some() && !is_long);
             races.refusals += u32::from(entered.is_none());
+            races.late_timers += u32::from(stop.timer_was_late);
         }
         races.backwards_steps = guest.backwards_steps;
         races.largest_step_ms = ms(guest.largest_step);
@@ -383,4 +386,26 @@ fn a_stop_while_the_vm_is_paused_is_part_of_the_pause() {
     );
     assert!(resumed.hidden_ns >= stopped.stop.whole_ns);
     vm.end();
+}
+
+#[test]
+fn a_vm_that_was_started_a_moment_ago_is_saved() {
+    for watches_host_sleep in [true, false] {
+        let config = VmTimeConfig {
+            watches_host_sleep,
+            ..config(2, StallPolicy::Freeze)
+        };
+        let vm = Vm::start(config, |guest| {
+            // Long after it was started from elsewhere.
+            thread::sleep(Duration::from_millis(100));
+            run_on(guest)
+        });
+        vm.time.pause(Cause::Operator).unwrap();
+        let accounts = vm.time.ledger().unwrap();
+        assert_eq!(accounts.len(), 2);
+        assert!(accounts.iter().all(|it| it.run_ns <= it.physical_ns));
+        vm.time.save().unwrap();
+        vm.time.resume().unwrap();
+        vm.end();
+    }
 }

@@ -2,11 +2,14 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use pvtime_kvm::clock::boottime_ns;
+use pvtime_kvm::sleep::TERM;
 use rustix::process::{Pid, Signal, getppid, kill_process};
+use rustix::thread::gettid;
+use vmm_sys_util::signal::SIGRTMIN;
 
 /// Where the other process begins.
 const CHILD: &str = "stopper::stops_its_parent";
@@ -18,14 +21,20 @@ pub struct Stopper {
     stops: BufReader<ChildStderr>,
 }
 
-/// A stop that is over; both by `CLOCK_BOOTTIME`.
+/// A stop that is over; times by `CLOCK_BOOTTIME`.
 #[derive(Clone, Copy, Debug)]
 pub struct Stop {
     /// For this long at least no thread ran.
     pub whole_ns: u64,
     /// It was asked for at this time.
     pub asked_ns: u64,
+    /// A timer that was due had not fired when it was to end, and was waited for: the CPU whose
+    /// interrupt it is did not run, which only happens to a host that is a VM itself.
+    pub timer_was_late: bool,
 }
+
+/// How long a timer is waited for that ought to have fired.
+const TIMER_LIMIT: Duration = Duration::from_secs(2);
 
 impl Stopper {
     pub fn start() -> Self {
@@ -46,15 +55,30 @@ impl Stopper {
     /// Has this process stopped for that long, and returns when it goes on: the first thing that
     /// the calling thread does then.
     pub fn stop_for(&mut self, length: Duration) -> Stop {
+        self.stop(&length.as_nanos().to_string())
+    }
+
+    /// The same, and where the calling thread's lease ends meanwhile the stop lasts until its timer
+    /// has fired.
+    pub fn stop_for_lease(&mut self, length: Duration) -> Stop {
+        let thread = gettid().as_raw_nonzero();
+        self.stop(&format!("{} {thread}", length.as_nanos()))
+    }
+
+    fn stop(&mut self, order: &str) -> Stop {
         let asked_ns = boottime_ns();
         let mut lengths = self.lengths.as_ref().expect("it is taken when this ends");
-        writeln!(lengths, "{}", length.as_nanos()).unwrap();
+        writeln!(lengths, "{order}").unwrap();
         let mut said = String::new();
         self.stops.read_line(&mut said).unwrap();
-        let whole_ns = said.trim().parse();
+        let (whole_ns, late) = said
+            .trim()
+            .split_once(' ')
+            .unwrap_or_else(|| panic!("nobody stopped this process: {said}"));
         Stop {
-            whole_ns: whole_ns.unwrap_or_else(|_| panic!("nobody stopped this process: {said}")),
+            whole_ns: whole_ns.parse().unwrap(),
             asked_ns,
+            timer_was_late: late == "late",
         }
     }
 }
@@ -71,17 +95,42 @@ impl Drop for Stopper {
 fn stops_its_parent() {
     let parent = getppid().expect("the test that runs this");
     for line in std::io::stdin().lines() {
-        let length = Duration::from_nanos(line.unwrap().parse().unwrap());
+        let line = line.unwrap();
+        let (length, thread) = line.split_once(' ').unwrap_or((&line, ""));
+        let length = Duration::from_nanos(length.parse().unwrap());
         kill_process(parent, Signal::STOP).unwrap();
         while !is_stopped(parent) {
             thread::yield_now();
         }
         let start_ns = boottime_ns();
         thread::sleep(length);
+        // A lease that was renewed before has ended then.
+        let has_ended = Duration::from_nanos(boottime_ns() - start_ns) >= TERM;
+        let is_due = has_ended && !thread.is_empty();
+        let late = is_due && await_signal(parent, thread);
         // It is there when the other goes on.
-        eprintln!("{}", boottime_ns() - start_ns);
+        let late = if late { "late" } else { "in-time" };
+        eprintln!("{} {late}", boottime_ns() - start_ns);
         kill_process(parent, Signal::CONT).unwrap();
     }
+}
+
+/// Waits until a stopped thread has the signal of its lease; whether it was not there at once.
+fn await_signal(process: Pid, thread: &str) -> bool {
+    let start = Instant::now();
+    let mut late = false;
+    while !has_signal(process, thread) && start.elapsed() < TIMER_LIMIT {
+        late = true;
+        thread::yield_now();
+    }
+    late
+}
+
+fn has_signal(process: Pid, thread: &str) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/task/{thread}/status")).unwrap();
+    let pending = status.lines().find_map(|it| it.strip_prefix("SigPnd:"));
+    let pending = u64::from_str_radix(pending.unwrap().trim(), 16).unwrap();
+    pending >> (SIGRTMIN() - 1) & 1 == 1
 }
 
 /// Whether every thread is: one after the other takes the signal.

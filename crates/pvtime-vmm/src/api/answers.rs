@@ -64,6 +64,9 @@ pub struct Time {
     /// Why this host cannot offset all of the guest's counters, and what is lost; absent where it
     /// can.
     pub counter_limits: Option<String>,
+    /// Why the VM waits since the host slept: its time could not be set right yet. Absent where it
+    /// does not.
+    pub held_up_by: Option<String>,
     /// Who keeps stolen time: `kernel`, `user` or `off`.
     pub stolen_time: String,
     /// What the VM has of live physical time; absent where it is off.

@@ -55,10 +55,12 @@ fn for_people(Status { instance, time }: &Status) -> String {
         .map_or_else(|| "not known".into(), |hz| format!("{hz} Hz"));
     let limits = time.counter_limits.as_ref();
     let limits = limits.map(|limits| format!("{limits}\n"));
+    let held_up = time.held_up_by.as_ref();
+    let held_up = held_up.map(|reason| format!("waits since the host slept: {reason}\n"));
     format!(
         "{}: {}, {} s old, paused for {} s of them; stolen time: {}; {}{}counter: {frequency}; \
          generation {}, {}; {} {}\n\
-         {}{vcpus}",
+         {}{}{vcpus}",
         instance.id,
         instance.state,
         seconds(time.elapsed_ns),
@@ -71,6 +73,7 @@ fn for_people(Status { instance, time }: &Status) -> String {
         instance.app_name,
         instance.vmm_version,
         limits.unwrap_or_default(),
+        held_up.unwrap_or_default(),
     )
 }
 
@@ -148,6 +151,15 @@ mod tests {
         status.time.counter_limits = Some("too old: no physical counter".into());
         let text = for_people(&status);
         assert_eq!(text.lines().nth(1), Some("too old: no physical counter"));
+    }
+
+    #[test]
+    fn why_a_vm_waits_is_told() {
+        let mut status = status();
+        status.time.held_up_by = Some("vCPU 1 did not come out".into());
+        let text = for_people(&status);
+        let expected = "waits since the host slept: vCPU 1 did not come out";
+        assert_eq!(text.lines().nth(1), Some(expected));
     }
 
     #[test]
