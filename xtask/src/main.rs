@@ -128,7 +128,7 @@ fn run(workspace: &Workspace, task: Task) -> Result<ExitCode> {
             };
             let mut command = lab.command();
             for name in arguments.iter().filter(|_| needs_hosts) {
-                match name.as_str() {
+                match name.to_str().unwrap_or_default() {
                     KEY_SCENARIO => {
                         let kernel = setup::prepare_key_kernel(workspace)?;
                         command.env("PVTIME_LAB_KEY_KERNEL", kernel);

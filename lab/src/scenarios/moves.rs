@@ -2,7 +2,7 @@
 //! on another.
 
 use super::pauses::{
-    Pause, backwards_steps, check_agreement, check_stolen_growth, growths_ms, median,
+    Pause, backwards_steps, check_agreement, check_stolen_growth, median, quiet_growths_ms,
 };
 use super::watch::{structure, worst};
 use crate::clocks::ClockSight;
@@ -371,18 +371,18 @@ impl Departure {
         await_restoration(name, host)?;
         place(&guest, host)?;
         let resume = guest.resume(host)?;
-        // While the lab asks again the spinning vCPU gets its turn: the answers are another thread's.
+        // Meanwhile the spinning vCPU gets its turn: the guest's answers are another thread's.
+        let after = guest.status(host)?;
         let arrived = guest.sample(host)?;
         let spins = guest.spins(host)?;
         let most = self.asked.elapsed();
-        let after = guest.status(host)?;
         let held_up = host.held_up()?.saturating_sub(held_up);
         let clocks = host.clocks()?;
         if spins.is_empty() {
             bail!("no vCPU of guest {name} spins");
         }
         let samples = (self.sample, arrived);
-        let quiet_growths_ms = quiet_growths_ms(&mut guest, host)?;
+        let quiet_growths_ms = quiet_growths_ms(&guest, host)?;
         let one = Move {
             is_far,
             passed_ns: clocks.since_ns(resume.after.host, &self.clocks, self.stop.after.host),
@@ -496,14 +496,6 @@ fn keep_adjustments(guest: &Guest, host: &mut Host, stage: &mut Stage) -> Result
         stage.report.adjustments.push(record);
     }
     Ok(())
-}
-
-/// What is stolen from a guest while the lab asks for as much as after a move.
-fn quiet_growths_ms(guest: &mut Guest, host: &mut Host) -> Result<Vec<f64>> {
-    let before = guest.status(host)?;
-    guest.sample(host)?;
-    guest.spins(host)?;
-    growths_ms(&before, &guest.status(host)?)
 }
 
 /// Waits until the VMM says that its VM has its time again, and for how long that took, in us.

@@ -206,7 +206,7 @@ impl Pause {
 
 /// What is stolen from a guest while the lab asks for as much as around a pause: the commands on its
 /// host take CPUs that its vCPUs wait for.
-fn quiet_growths_ms(guest: &Guest, host: &mut Host) -> Result<Vec<f64>> {
+pub(super) fn quiet_growths_ms(guest: &Guest, host: &mut Host) -> Result<Vec<f64>> {
     let before = guest.status(host)?;
     // In the place of a pause and a resumption.
     guest.status(host)?;
@@ -215,7 +215,7 @@ fn quiet_growths_ms(guest: &Guest, host: &mut Host) -> Result<Vec<f64>> {
 }
 
 /// By how much the structure of each vCPU grew.
-pub(super) fn growths_ms(before: &Status, after: &Status) -> Result<Vec<f64>> {
+fn growths_ms(before: &Status, after: &Status) -> Result<Vec<f64>> {
     let grown = |vcpu| {
         let ns = structure(after, vcpu)?
             .stolen_ns

@@ -175,6 +175,7 @@ mod tests {
                 boottime_ns: clock_ns,
                 realtime_ns: clock_ns,
                 counter_after: 0,
+                paused_ns: None,
                 steal_ns: [None].into_iter().collect(),
             },
         }
