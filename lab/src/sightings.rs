@@ -18,14 +18,6 @@ pub struct Sighting {
     pub sample: Sample,
 }
 
-impl Sighting {
-    /// When the clocks were read, as near as it is known.
-    #[must_use]
-    pub fn middle(&self) -> Instant {
-        self.asked + (self.answered - self.asked) / 2
-    }
-}
-
 /// Everything that one guest said when it was asked, in order.
 #[derive(Debug, Clone, Default)]
 pub struct Sightings {
