@@ -3,6 +3,7 @@
 use crate::host::{CALL_LIMIT, Host};
 use anyhow::{Context, Result, bail};
 use lab_agent::message::{Clocks, Request};
+use lab_agent::system_call;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How often clocks are read, to have a reading that took little.
@@ -18,6 +19,15 @@ pub struct ClockSight {
 }
 
 impl Host {
+    /// How many times as long a system call takes there as here.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn slowness(&mut self) -> Result<f64> {
+        let there_ns: f64 = self.call(&Request::SystemCall, &[], CALL_LIMIT)?;
+        Ok((there_ns / system_call::duration_ns()).max(1.0))
+    }
+
     /// Reads its clocks: the reading of several that took the least time.
     ///
     /// # Errors

@@ -36,9 +36,10 @@ use rustix::thread::Pid;
 use crate::kick;
 use crate::sleep::Lease;
 
-/// How often a waiting thread lets others run and looks again before it sleeps: some tens of
-/// microseconds, for which a wake-up would be longer than the wait.
-const LOOKS: u32 = 50;
+/// How long a waiting thread lets others run and looks again before it sleeps: for so little a
+/// wake-up would be longer than the wait. Where others do run it sleeps soon, since what it waits for
+/// the CPU then counts as stolen from its vCPU.
+const LOOKING: Duration = Duration::from_micros(50);
 
 /// What a member is asked to do on its vCPU while it waits.
 type Job<C> = Box<dyn FnOnce(&mut C) + Send>;
@@ -225,7 +226,7 @@ impl<C> Gate<C> {
                 let index = late.index;
                 return (state, Err(CloseError::Stuck { index, limit }));
             }
-            state = self.wait(state, left, LOOKS);
+            state = self.wait(state, left, LOOKING);
         }
         (state, Ok(()))
     }
@@ -249,7 +250,7 @@ impl<C> Gate<C> {
             self.set(&mut state, Position::Opening);
         }
         while state.position == Position::Opening && state.is_any(Place::Waiting) {
-            state = self.wait(state, Duration::MAX, LOOKS);
+            state = self.wait(state, Duration::MAX, LOOKING);
         }
         drop(state);
         let result = last();
@@ -284,7 +285,7 @@ impl<C> Gate<C> {
             self.set(&mut state, Position::Closed);
         }
         while state.position == Position::Closed && state.is_any(Place::Ready) {
-            state = self.wait(state, Duration::MAX, LOOKS);
+            state = self.wait(state, Duration::MAX, LOOKING);
         }
     }
 
@@ -335,17 +336,18 @@ impl<C> Gate<C> {
         self.changed.notify_all();
     }
 
-    /// Waits for a change of the state, for not much longer than `limit`; sleeps after so many looks.
+    /// Waits for a change of the state, for not much longer than `limit`; sleeps after `looking`.
     fn wait<'a>(
         &'a self,
         state: MutexGuard<'a, State<C>>,
         limit: Duration,
-        looks: u32,
+        looking: Duration,
     ) -> MutexGuard<'a, State<C>> {
         let seen = self.changes.load(Ordering::Acquire);
         drop(state);
         let has_changed = || self.changes.load(Ordering::Acquire) != seen;
-        for _ in 0..looks {
+        let began = Instant::now();
+        while began.elapsed() < looking {
             if has_changed() {
                 return self.lock();
             }

@@ -8,10 +8,10 @@
     reason = "a signal handler writes to memory shared with KVM"
 )]
 
-use std::cell::Cell;
 use std::io;
 use std::marker::PhantomData;
 use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering, compiler_fence};
 
 use libc::{c_int, c_void, siginfo_t};
 use rustix::thread::Pid;
@@ -19,13 +19,13 @@ use vmm_sys_util::signal::register_signal_handler;
 
 thread_local! {
     /// `immediate_exit` of the vCPU that this thread is about to run; null where it is not.
-    static FLAG: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
+    static FLAG: AtomicPtr<u8> = const { AtomicPtr::new(ptr::null_mut()) };
 }
 
 /// Makes the signal a kick for every thread of this process. Nothing else may handle it.
 pub fn install(signal: c_int) -> io::Result<()> {
     extern "C" fn kicked(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
-        let flag = FLAG.get();
+        let flag = FLAG.with(|it| it.load(Ordering::Relaxed));
         if !flag.is_null() {
             // SAFETY: `FLAG` is not null only while an `Armed` of this thread lives, and `arm`
             // was promised a byte that outlives it.
@@ -71,7 +71,7 @@ impl Armed {
     pub unsafe fn arm(flag: *mut u8) -> Self {
         // SAFETY: the caller promises that the flag is valid.
         unsafe { ptr::write_volatile(flag, 0) };
-        FLAG.set(flag);
+        point_at(flag);
         Self {
             not_send: PhantomData,
         }
@@ -80,8 +80,16 @@ impl Armed {
 
 impl Drop for Armed {
     fn drop(&mut self) {
-        FLAG.set(ptr::null_mut());
+        point_at(ptr::null_mut());
     }
+}
+
+/// Tells this thread's handler, for which the order of the program is the compiler's affair: what
+/// follows here happens after it, and what came before did.
+fn point_at(flag: *mut u8) {
+    compiler_fence(Ordering::SeqCst);
+    FLAG.with(|it| it.store(flag, Ordering::Relaxed));
+    compiler_fence(Ordering::SeqCst);
 }
 
 #[cfg(test)]

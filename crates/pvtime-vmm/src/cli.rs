@@ -273,6 +273,7 @@ Examples:
   pvtime ctl vm.sock snapshot before-upgrade
   pvtime restore before-upgrade --api-socket second.sock
   pvtime restore before-upgrade --on-restore advance --stolen-time on
+  pvtime restore before-upgrade --paused --api-socket second.sock
 
 The guest goes on where it was saved: freeze, its counters show no time; advance, they show what
 passed by the two hosts' wall clocks. A snapshot can be restored as often as one likes, on any host
@@ -286,6 +287,10 @@ pub struct RestoreArgs {
     /// What `pvtime ctl SOCKET snapshot` was given
     #[arg(value_name = "DIR")]
     pub snapshot: PathBuf,
+
+    /// Leave it paused until `pvtime ctl SOCKET resume`, so that its threads can be placed before
+    #[arg(long, requires = "api_socket")]
+    pub paused: bool,
 
     /// What a VM has however it begins.
     #[command(flatten)]

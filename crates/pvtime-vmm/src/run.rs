@@ -75,7 +75,9 @@ pub fn restore(args: &RestoreArgs, snapshot: Snapshot) -> Result<ExitCode> {
     drive(&args.vm, machine, signals, |machine, _| {
         let begun = Instant::now();
         machine.time.restore(&time, Cause::Snapshot)?;
-        machine.time.resume()?;
+        if !args.paused {
+            machine.time.resume()?;
+        }
         let took_us = begun.elapsed().as_micros();
         eprintln!("pvtime: restored the time of {vcpus} vCPUs in {took_us} us");
         Ok(())

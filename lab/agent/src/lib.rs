@@ -8,10 +8,11 @@
 pub mod frame;
 pub mod message;
 pub mod relay;
+pub mod system_call;
 pub mod tether;
 
 /// Version of the messages. Lab and agent are built together; this catches a stale initramfs.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// The agent's program with this argument becomes the program in the arguments behind it, for which
 /// KVM's VMs and vCPUs have no attributes: no SMCCC filter and no place for stolen time.

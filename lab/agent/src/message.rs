@@ -100,6 +100,8 @@ pub enum Request {
     },
     /// Read the clocks: [`Clocks`].
     Clocks,
+    /// How long a system call takes that does nothing, in ns: `f64`.
+    SystemCall,
     /// Step the wall clock and state the bound of its error, as a time daemon does: `()`.
     StepClock {
         /// By this much, in ns.

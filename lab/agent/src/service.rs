@@ -4,7 +4,7 @@ use crate::children::{Children, pin};
 use crate::{clocks, files, network, processes, register, stop};
 use anyhow::{Context, Result};
 use lab_agent::message::{Answer, Hello, Request};
-use lab_agent::{PROTOCOL, frame};
+use lab_agent::{PROTOCOL, frame, system_call};
 use serde::Serialize;
 use serde_json::{Value, to_value};
 use std::fs::File;
@@ -75,6 +75,7 @@ impl Service {
             Request::Mappings { pid } => json(processes::mappings(pid)?),
             Request::PinAgent { cpus } => json(pin(None, &cpus)?),
             Request::Clocks => json(clocks::read()),
+            Request::SystemCall => json(system_call::duration_ns()),
             Request::StepClock { by_ns, error_us } => json(clocks::step(by_ns, error_us)?),
             Request::JoinNetwork {
                 mac,

@@ -1,6 +1,9 @@
 //! A frozen pause is not seen: a guest that spins on its counter finds no gap in it.
 
-use super::pauses::{Pause, backwards_steps, check_agreement, check_stolen_growth, median};
+use super::pauses::{
+    Pause, backwards_steps, check_agreement, check_shared_stolen_growth, check_stolen_growth,
+    median,
+};
 use super::watch::worst;
 use crate::guest::{Guest, GuestSpec, host_spec};
 use crate::host::Host;
@@ -199,7 +202,6 @@ impl Seen {
             )
             .with_detail(circumstances),
             check("frozen_ticks", frozen, Limit::Equals(0.0), "ticks"),
-            check_stolen_growth(self.pauses.iter(), self.name),
             check(
                 "monotonic_excess_ms",
                 median(figures(Pause::monotonic_excess_ms)),
@@ -207,6 +209,9 @@ impl Seen {
                 "ms",
             ),
         ];
+        let pauses: Vec<_> = self.pauses.iter().collect();
+        checks.push(check_stolen_growth(&pauses, self.name));
+        checks.extend(check_shared_stolen_growth(&pauses, self.name));
         checks.extend(check_agreement(
             &self.pauses,
             self.backwards_steps,

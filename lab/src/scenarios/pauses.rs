@@ -1,6 +1,6 @@
 //! Pauses of a guest, as the VMM recorded them and as its spinning vCPUs saw them.
 
-use super::watch::{ms, structure};
+use super::watch::{ms, structure, worst};
 use crate::control::Adjustment;
 use crate::guest::Guest;
 use crate::host::Host;
@@ -25,8 +25,8 @@ pub struct Pause {
     /// From before the pause to after it.
     pub spins: Vec<Spin>,
     pub(super) samples: (Sample, Sample),
-    /// By how much the structures grew over the same requests without a pause.
-    pub(super) quiet_growth_ms: f64,
+    /// By how much the structure of each vCPU grew over the same requests without a pause.
+    pub(super) quiet_growths_ms: Vec<f64>,
 }
 
 impl Pause {
@@ -43,7 +43,7 @@ impl Pause {
         meanwhile: impl FnOnce(&mut Host) -> Result<()>,
         resume: fn(&Guest, &mut Host) -> Result<Adjustment>,
     ) -> Result<Self> {
-        let quiet_growth_ms = quiet_growth_ms(guest, host)?;
+        let quiet_growths_ms = quiet_growths_ms(guest, host)?;
         let sample = guest.sample(host)?;
         // The accounts start afresh.
         guest.spins(host)?;
@@ -71,7 +71,7 @@ impl Pause {
             held_up,
             spins,
             samples: (sample, guest.sample(host)?),
-            quiet_growth_ms,
+            quiet_growths_ms,
         })
     }
 
@@ -115,11 +115,6 @@ impl Pause {
     /// Reads below an earlier one, of the same vCPU or of another.
     pub fn backwards_steps(&self) -> u64 {
         backwards_steps(&self.spins)
-    }
-
-    /// By how much the structures grew, the most of all vCPUs.
-    fn growth_ms(&self) -> Result<f64> {
-        growth_ms(&self.before, &self.after)
     }
 
     /// What Linux's monotonic clock gained over the pause beyond the time that the VM ran, which is
@@ -211,37 +206,72 @@ impl Pause {
 
 /// What is stolen from a guest while the lab asks for as much as around a pause: the commands on its
 /// host take CPUs that its vCPUs wait for.
-fn quiet_growth_ms(guest: &Guest, host: &mut Host) -> Result<f64> {
+fn quiet_growths_ms(guest: &Guest, host: &mut Host) -> Result<Vec<f64>> {
     let before = guest.status(host)?;
     // In the place of a pause and a resumption.
     guest.status(host)?;
     guest.status(host)?;
-    growth_ms(&before, &guest.status(host)?)
+    growths_ms(&before, &guest.status(host)?)
 }
 
-/// By how much the structures grew, the most of all vCPUs.
-pub(super) fn growth_ms(before: &Status, after: &Status) -> Result<f64> {
-    let mut most_ns = 0;
-    for vcpu in 0..after.vcpus.len() {
-        let grown_ns = structure(after, vcpu)?
+/// By how much the structure of each vCPU grew.
+pub(super) fn growths_ms(before: &Status, after: &Status) -> Result<Vec<f64>> {
+    let grown = |vcpu| {
+        let ns = structure(after, vcpu)?
             .stolen_ns
             .checked_sub(structure(before, vcpu)?.stolen_ns);
-        most_ns = most_ns.max(grown_ns.context("a structure stepped back")?);
-    }
-    Ok(ms(most_ns))
+        ns.context("a structure stepped back").map(ms)
+    };
+    (0..after.vcpus.len()).map(grown).collect()
 }
 
-/// What pauses added to stolen time: at the median, beyond what the same requests add without one.
-pub fn check_stolen_growth<'a>(
-    pauses: impl Iterator<Item = &'a Pause> + Clone,
+/// What pauses add to the stolen time of vCPUs that spin, each on a CPU of its own.
+pub fn check_stolen_growth(pauses: &[&Pause], guest: &str) -> Check {
+    let (own, _) = vcpus_that_spin(pauses);
+    check_growth("stolen_growth_ms", 5.0, &own, pauses, guest)
+}
+
+/// What pauses add to the stolen time of vCPUs that do not spin: they share a CPU with each other
+/// and the VMM, and wait for each other when all are woken at once. None where there are none.
+pub fn check_shared_stolen_growth(pauses: &[&Pause], guest: &str) -> Option<Check> {
+    let (_, shared) = vcpus_that_spin(pauses);
+    let most = 5.0 * count(shared.len());
+    let check = || check_growth("shared_stolen_growth_ms", most, &shared, pauses, guest);
+    (!shared.is_empty()).then(check)
+}
+
+/// The vCPUs that do, and those that do not.
+fn vcpus_that_spin(pauses: &[&Pause]) -> (Vec<usize>, Vec<usize>) {
+    let spins = |vcpu: &usize| {
+        let mut spins = pauses.iter().flat_map(|it| &it.spins);
+        spins.any(|spin| spin.cpu as usize == *vcpu)
+    };
+    let vcpus = pauses.iter().map(|it| it.after.vcpus.len()).max();
+    (0..vcpus.unwrap_or(0)).partition(spins)
+}
+
+/// What a pause adds to the stolen time of a vCPU at the median, beyond what the same requests add
+/// without one; that of the vCPU to which it adds most.
+fn check_growth(
+    name: &'static str,
+    most: f64,
+    vcpus: &[usize],
+    pauses: &[&Pause],
     guest: &str,
 ) -> Check {
-    let growth = pauses.clone().map(|it| it.growth_ms().unwrap_or(f64::NAN));
-    let growth = median(growth.collect());
-    let quiet = median(pauses.map(|it| it.quiet_growth_ms).collect());
-    let detail = format!("{guest}; {growth:.1} ms over a pause, {quiet:.1} ms over none");
-    let most = Limit::AtMost(5.0);
-    Check::new("stolen_growth_ms", growth - quiet, most, "ms").with_detail(detail)
+    let figures = vcpus.iter().map(|vcpu| {
+        let at = |growths: &[f64]| growths.get(*vcpu).copied().unwrap_or(f64::NAN);
+        let over = |it: &&Pause| at(&growths_ms(&it.before, &it.after).unwrap_or_default());
+        let over = median(pauses.iter().map(over).collect());
+        let quiet = median(pauses.iter().map(|it| at(&it.quiet_growths_ms)).collect());
+        (over, quiet)
+    });
+    let said = figures
+        .clone()
+        .map(|(over, quiet)| format!("{over:.1} ms over a pause, {quiet:.1} over none"));
+    let detail = format!("{guest}; {}", said.collect::<Vec<_>>().join("; "));
+    let growth = worst(figures.map(|(over, quiet)| over - quiet));
+    Check::new(name, growth, Limit::AtMost(most), "ms").with_detail(detail)
 }
 
 /// Reads below an earlier one, of the same vCPU or of another.
@@ -263,6 +293,10 @@ pub fn median(mut figures: Vec<f64>) -> f64 {
     }
 }
 
+fn count(figure: usize) -> f64 {
+    u32::try_from(figure).map_or(f64::INFINITY, f64::from)
+}
+
 /// No counter went backwards, and every record agrees with the others and the guest.
 pub fn check_agreement(
     pauses: impl IntoIterator<Item: Borrow<Pause>>,
@@ -274,7 +308,6 @@ pub fn check_agreement(
         .map(|pause| pause.borrow().contradictions())
         .collect();
     let contradictions: Vec<_> = of_each.iter().flatten().collect();
-    let count = |figure: usize| u32::try_from(figure).map_or(f64::INFINITY, f64::from);
     let none = Limit::Equals(0.0);
     let backwards = count(usize::try_from(backwards).unwrap_or(usize::MAX));
     let mut detail = format!("{guest}, {} pauses", of_each.len());

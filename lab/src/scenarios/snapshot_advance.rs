@@ -39,6 +39,7 @@ fn play(stage: &mut Stage) -> Result<()> {
                     *one = Journey::start("one", 1, "advance", hosts)?;
                     one.go(0, "one-0", hosts, stage)?;
                     one.go_to_and_fro(&names, hosts, stage)?;
+                    one.begin_anew(&["one-4", "one-5", "one-6"], hosts, stage)?;
                     one.end(hosts, stage)
                 },
                 checks: |scene| checks(&scene.one),
@@ -51,6 +52,7 @@ fn play(stage: &mut Stage) -> Result<()> {
                     *four = Journey::start("four", 4, "advance", hosts)?;
                     four.go(0, "four-0", hosts, stage)?;
                     four.go_to_and_fro(&names, hosts, stage)?;
+                    four.begin_anew(&["four-3", "four-4", "four-5"], hosts, stage)?;
                     four.end(hosts, stage)
                 },
                 checks: |scene| checks(&scene.four),

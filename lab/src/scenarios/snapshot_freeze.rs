@@ -37,6 +37,7 @@ fn play(stage: &mut Stage) -> Result<()> {
                     let Scene { hosts, one, .. } = scene;
                     *one = Journey::start("one", 1, "freeze", hosts)?;
                     one.go_to_and_fro(&names, hosts, stage)?;
+                    one.begin_anew(&["one-6", "one-7", "one-8"], hosts, stage)?;
                     one.end(hosts, stage)
                 },
                 checks: |scene| checks(&scene.one),
@@ -44,10 +45,11 @@ fn play(stage: &mut Stage) -> Result<()> {
             Step {
                 name: "take a guest with four vCPUs to and fro",
                 act: |scene, stage| {
-                    let names = ["four-1", "four-2", "four-3"];
+                    let names = ["four-1", "four-2", "four-3", "four-4", "four-5"];
                     let Scene { hosts, four, .. } = scene;
                     *four = Journey::start("four", 4, "freeze", hosts)?;
                     four.go_to_and_fro(&names, hosts, stage)?;
+                    four.begin_anew(&["four-6", "four-7", "four-8"], hosts, stage)?;
                     four.end(hosts, stage)
                 },
                 checks: |scene| checks(&scene.four),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::thread::gettid;
 
-use super::{Gate, ImmediateExit, Job, LOOKS, MemberState, Place, Position, State};
+use super::{Gate, ImmediateExit, Job, LOOKING, MemberState, Place, Position, State};
 use crate::kick::Armed;
 
 /// What a member is told when it passes.
@@ -158,12 +158,12 @@ impl<C> Member<C> {
                 (Position::Closed, Place::Ready) => return Task::Stay,
                 _ => {
                     // Who stays leaves the CPU to the others.
-                    let looks = if member.place == Place::Ready {
-                        LOOKS
+                    let looking = if member.place == Place::Ready {
+                        LOOKING
                     } else {
-                        0
+                        Duration::ZERO
                     };
-                    state = self.gate.wait(state, Duration::MAX, looks);
+                    state = self.gate.wait(state, Duration::MAX, looking);
                     continue;
                 }
             };
