@@ -62,7 +62,7 @@ fn play(stage: &mut Stage) -> Result<()> {
             Step {
                 name: "have the guest test itself",
                 act: test,
-                checks: |scene| check_tests(&scene.tests, 12, "pvtime"),
+                checks: |scene| check_tests(&scene.tests, 14, "pvtime"),
             },
             Step {
                 name: "pause the guest while its timers run",

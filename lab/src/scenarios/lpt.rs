@@ -1,6 +1,9 @@
 //! Live physical time on one host: what the guest reads is what the host keeps, it stands still over a
 //! pause, and timers on it come when they are due.
 
+mod neighbour;
+
+use self::neighbour::Neighbour;
 use super::bare_checks::{arm_all, at_least, check_spins, check_tests, check_timers, count};
 use crate::bare::{Bare, OnHost, Tests};
 use crate::control::Adjustment;
@@ -27,6 +30,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// What a guest is started with, and the PV frequency that it asks for.
 struct Case {
     name: &'static str,
+    neighbour: &'static str,
     pv_frequency_hz: u32,
     vmm_options: &'static [&'static str],
 }
@@ -35,11 +39,13 @@ struct Case {
 const CASES: [Case; 2] = [
     Case {
         name: "1-ghz",
+        neighbour: "beside-1-ghz",
         pv_frequency_hz: 1_000_000_000,
         vmm_options: &["--live-physical-time", "1000000000", "--paused-time", "on"],
     },
     Case {
         name: "24-mhz",
+        neighbour: "beside-24-mhz",
         pv_frequency_hz: 24_000_000,
         vmm_options: &["--live-physical-time", "24000000", "--paused-time", "on"],
     },
@@ -57,6 +63,8 @@ struct Seen {
     before: Interfaces,
     after: Interfaces,
     tests: Tests,
+    /// What the tests did to a guest beside it.
+    harm: Vec<String>,
     clocks: Vec<Clocks>,
     stop: Adjustment,
     resume: Adjustment,
@@ -110,8 +118,10 @@ fn see(scene: &mut Scene, stage: &mut Stage, case: &'static Case) -> Result<()> 
     };
     let mut guest = Guest::start(&spec, host)?;
     guest.await_hello(host)?;
+    let neighbour = Neighbour::start(case.neighbour, case.vmm_options, host)?;
+    let tests = bare(&mut guest, host).run_tests()?;
+    let harm = neighbour.end(host)?;
     let mut asked = bare(&mut guest, host);
-    let tests = asked.run_tests()?;
     let before = asked.interfaces()?;
     asked.give_work(2, Workload::SpinLive)?;
     asked.give_work(3, Workload::SpinLive)?;
@@ -137,6 +147,7 @@ fn see(scene: &mut Scene, stage: &mut Stage, case: &'static Case) -> Result<()> 
         before,
         after,
         tests,
+        harm,
         clocks,
         stop,
         resume,
@@ -162,7 +173,9 @@ impl Seen {
         checks.push(self.check_gap());
         checks.extend(check_timers(&self.timers, 4, name));
         checks.extend(self.check_paused_time());
-        checks.extend(check_tests(&self.tests, 16, name));
+        checks.extend(check_tests(&self.tests, 19, name));
+        let harm = count("neighbour_differences", self.harm.len() as u64, "figures");
+        checks.push(harm.with_detail(self.harm.join("; ")));
         checks
     }
 

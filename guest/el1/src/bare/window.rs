@@ -71,6 +71,48 @@ fn mapped(address: u64) -> Result<NonNull<u8>, WindowFull> {
     NonNull::new(mapped as *mut u8).ok_or(WindowFull { address })
 }
 
+/// How much one store writes.
+#[derive(Clone, Copy, Debug)]
+pub enum Width {
+    Byte,
+    Half,
+    Word,
+    Double,
+}
+
+impl Width {
+    pub const ALL: [Self; 4] = [Self::Byte, Self::Half, Self::Word, Self::Double];
+    pub const LONGEST_BYTES: u64 = 8;
+
+    pub fn bytes(self) -> u64 {
+        1 << self as u64
+    }
+}
+
+/// Writes the low bytes of a value at any address of one page, aligned or not, and says whether that
+/// faulted.
+///
+/// # Errors
+/// [`WindowFull`].
+///
+/// # Panics
+/// If it goes beyond the page.
+pub fn scribble(address: u64, width: Width, value: u64) -> Result<bool, WindowFull> {
+    assert!(address % PAGE_BYTES + width.bytes() <= PAGE_BYTES);
+    let at = mapped(address)?.as_ptr();
+    // SAFETY: the bytes are in a page that is mapped. It belongs to the hypervisor or is nothing's,
+    // and readers of what is there know that anything may stand there.
+    let fault = vectors::catch(|| unsafe {
+        match width {
+            Width::Byte => asm!("strb {1:w}, [{0}]", in(reg) at, in(reg) value, options(nostack)),
+            Width::Half => asm!("strh {1:w}, [{0}]", in(reg) at, in(reg) value, options(nostack)),
+            Width::Word => asm!("str {1:w}, [{0}]", in(reg) at, in(reg) value, options(nostack)),
+            Width::Double => asm!("str {1}, [{0}]", in(reg) at, in(reg) value, options(nostack)),
+        }
+    });
+    Ok(fault.is_some())
+}
+
 /// Stores whose syndrome does not say what was stored, so that a hypervisor cannot emulate them.
 type HardStore = unsafe fn(*mut u64);
 const HARD_STORES: [HardStore; 3] = [store_pair, store_and_step, zero_block];

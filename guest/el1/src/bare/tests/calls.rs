@@ -5,7 +5,7 @@ use pvtime::abi::smccc::{CallResult, FunctionId};
 use pvtime::guest::Conduit;
 
 use super::{Verdict, absent, ensure, message, test};
-use crate::bare::{cpus, interfaces, registers};
+use crate::bare::{cpus, interfaces, registers, vectors};
 
 const ARGUMENTS: [u64; 5] = [0, 1, u64::MAX, 0xC500_0021, 1 << 63];
 
@@ -34,6 +34,48 @@ fn every_call_of_the_hypervisor_range_returns() -> Verdict {
     ensure!(same, "PV_TIME_ST moved from {before:?} to {stolen}");
     Ok(message(format_args!(
         "256 ids with {} arguments each; {answered} calls were answered, and all of a defined id",
+        ARGUMENTS.len()
+    )))
+}
+
+test!(every_call_by_either_conduit_returns);
+/// The same with nonsense in every register that a call can have an argument in, by `HVC` and by
+/// `SMC`: the one that is not the VM's is undefined or answers nothing but what the other does.
+fn every_call_by_either_conduit_returns() -> Verdict {
+    let Ok((mut caller, _)) = interfaces::pv_time() else {
+        return Err(absent(format_args!("no conduit with time calls")));
+    };
+    let stolen = interfaces::stolen(registers::cpu()).map(|(address, _)| address.0);
+    let mapping = interfaces::live().map(interfaces::Live::mapping);
+    let [mut undefined, mut answered] = [[0_u32; 2]; 2];
+    for (index, call) in [smccc::hvc64, smccc::smc64].into_iter().enumerate() {
+        for id in 0xC500_0000..=0xC500_00FF_u32 {
+            for argument in ARGUMENTS {
+                let mut result = CallResult::NOT_SUPPORTED.0;
+                let fault = vectors::catch(|| [result, ..] = call(id, [argument; 17]));
+                undefined[index] += u32::from(fault.is_some());
+                if fault.is_some() || result == CallResult::NOT_SUPPORTED.0 {
+                    continue;
+                }
+                answered[index] += 1;
+                ensure!(
+                    (0xC500_0020..=0xC500_0022).contains(&id),
+                    "{id:#x} with {argument:#x} everywhere returned {result:#x}"
+                );
+            }
+        }
+    }
+    let again = caller.call(FunctionId(0xC500_0021), 0);
+    let same = stolen.is_none_or(|address| again == CallResult(address));
+    ensure!(same, "PV_TIME_ST moved from {stolen:x?} to {again}");
+    let after = interfaces::live().map(interfaces::Live::mapping);
+    ensure!(
+        after == mapping,
+        "the mapping was {mapping:?} and is {after:?}"
+    );
+    Ok(message(format_args!(
+        "256 ids with {} arguments each by HVC and SMC: {answered:?} were answered, {undefined:?} \
+         were undefined",
         ARGUMENTS.len()
     )))
 }

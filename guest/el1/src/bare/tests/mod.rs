@@ -10,6 +10,7 @@ mod clocks;
 mod memory;
 mod pages;
 mod timers;
+mod widths;
 
 use core::fmt::Arguments;
 
