@@ -46,7 +46,7 @@ fn every_call_by_either_conduit_returns() -> Verdict {
         return Err(absent(format_args!("no conduit with time calls")));
     };
     let stolen = interfaces::stolen(registers::cpu()).map(|(address, _)| address.0);
-    let mapping = interfaces::live().map(|live| live.mapping());
+    let mapping = interfaces::live().map(interfaces::Live::mapping);
     let [mut undefined, mut answered] = [[0_u32; 2]; 2];
     for (index, call) in [smccc::hvc64, smccc::smc64].into_iter().enumerate() {
         for id in 0xC500_0000..=0xC500_00FF_u32 {
@@ -68,7 +68,7 @@ fn every_call_by_either_conduit_returns() -> Verdict {
     let again = caller.call(FunctionId(0xC500_0021), 0);
     let same = stolen.is_none_or(|address| again == CallResult(address));
     ensure!(same, "PV_TIME_ST moved from {stolen:x?} to {again}");
-    let after = interfaces::live().map(|live| live.mapping());
+    let after = interfaces::live().map(interfaces::Live::mapping);
     ensure!(
         after == mapping,
         "the mapping was {mapping:?} and is {after:?}"
