@@ -90,6 +90,14 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
         "a thousand stops; kvm-tests makes fifty of them",
     ),
     (
+        "migrate-hostile",
+        "41 peers; the fuzz target has more of them, without a receiver of its own",
+    ),
+    (
+        "suspends",
+        "nearly a minute of stops; suspend-and-save and kvm-tests have some of each kind",
+    ),
+    (
         "suspend-announced",
         "twenty sleeps of four seconds; suspends makes one",
     ),

@@ -8,7 +8,7 @@ use crate::workspace::Workspace;
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 /// Compares structures and constants with the headers of a kernel.
 pub fn headers(workspace: &Workspace) -> Result<Count> {
@@ -38,6 +38,8 @@ pub fn miri(workspace: &Workspace) -> Result<Count> {
 
 /// How long each fuzz target runs, in s; fuzz/README.md has what longer runs found.
 const FUZZING: u32 = 5;
+/// How many run at once.
+const AT_ONCE: usize = 2;
 
 /// Runs each fuzz target for a moment, on the corpus that earlier runs of this machine left.
 pub fn fuzz(workspace: &Workspace) -> Result<Count> {
@@ -48,29 +50,37 @@ pub fn fuzz(workspace: &Workspace) -> Result<Count> {
     let mut build = workspace.cargo(&["build", "--quiet", "--release", "--target", &platform]);
     // The folder has a configuration of its own, with the instrumentation.
     process::run(build.arg("--target-dir").arg(&target).current_dir(&folder))?;
+    let names = targets(&folder.join("fuzz_targets"))?;
     let mut count = Count::default();
-    for name in targets(&folder.join("fuzz_targets"))? {
-        let (corpus, artifacts) = (target.join("corpus").join(&name), target.join("artifacts"));
-        fs::create_dir_all(&corpus)?;
-        fs::create_dir_all(&artifacts)?;
-        let mut run = Command::new(target.join(&platform).join("release").join(&name));
-        run.arg(format!("-max_total_time={FUZZING}"));
-        run.arg(format!("-artifact_prefix={}/{name}-", artifacts.display()));
-        let output = run
-            .arg(&corpus)
-            .output()
-            .with_context(|| format!("cannot start {name}"))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        let last = said.lines().last().unwrap_or_default();
-        println!("{name}: {last}");
-        if output.status.success() {
-            count.passed += 1;
-        } else {
-            println!("{said}");
-            count.failed += 1;
+    // Each has one thread.
+    for some in names.chunks(AT_ONCE) {
+        let running = some.iter().map(|name| start(name, &target, &platform));
+        for (name, fuzzer) in some.iter().zip(running.collect::<Result<Vec<_>>>()?) {
+            let output = fuzzer.wait_with_output()?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            println!("{name}: {}", said.lines().last().unwrap_or_default());
+            if output.status.success() {
+                count.passed += 1;
+            } else {
+                println!("{said}");
+                count.failed += 1;
+            }
         }
     }
     Ok(count)
+}
+
+fn start(name: &str, target: &Path, platform: &str) -> Result<Child> {
+    let (corpus, artifacts) = (target.join("corpus").join(name), target.join("artifacts"));
+    fs::create_dir_all(&corpus)?;
+    fs::create_dir_all(&artifacts)?;
+    let mut run = Command::new(target.join(platform).join("release").join(name));
+    run.arg(format!("-max_total_time={FUZZING}"));
+    run.arg(format!("-artifact_prefix={}/{name}-", artifacts.display()));
+    run.arg(&corpus)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    run.spawn().with_context(|| format!("cannot start {name}"))
 }
 
 /// The names of the fuzz targets: the files there that have an entry.
