@@ -83,7 +83,8 @@ static OFFER: LazyLock<Value> = LazyLock::new(|| {
         "counter_frequency_hz": 25_000_000, "wall_error_ns": null, "counter_offset": true,
         "live": null,
         "time": { "stolen_time": "on", "stolen_time_period": 100, "on_pause": "freeze",
-                  "on_restore": "freeze", "on_migrate": "freeze" },
+                  "on_restore": "freeze", "on_migrate": "freeze", "on_suspend": "freeze",
+                  "on_stall": "report", "watch_host": "off" },
         "memory": [{ "start": RAM, "bytes": MEMORY }],
         "vcpus": 1,
         "cpu": { "features": [4, 0, 0, 0, 0, 0, 0], "identity": [], "others": [] }

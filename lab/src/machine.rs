@@ -278,7 +278,10 @@ fn qemu_arguments(spec: &HostSpec) -> Vec<String> {
         .map(str::to_owned)
         .collect();
     arguments.extend(spec.wires.iter().flat_map(|end| end.qemu_arguments()));
-    arguments.extend(["-append".into(), "console=ttyAMA0 panic=-1".into()]);
+    arguments.extend([
+        "-append".into(),
+        "console=ttyAMA0 panic=-1 sysctl.debug.exception-trace=1".into(),
+    ]);
     arguments
 }
 

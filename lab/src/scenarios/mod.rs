@@ -95,7 +95,11 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     ),
     (
         "suspends",
-        "nearly a minute of stops; suspend-and-save and kvm-tests have some of each kind",
+        "nearly a minute of stops; kvm-tests has some of each kind",
+    ),
+    (
+        "suspend-and-save",
+        "half a minute of sleeps, and accounts that only a quiet machine keeps",
     ),
     (
         "suspend-announced",
