@@ -50,6 +50,19 @@ use crate::scenario::Scenario;
 /// Scenarios that run by their names alone, not with everything else, and why.
 pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     (
+        "stolen-time-off",
+        "half a minute of the twenty that the test command has",
+    ),
+    (
+        "stolen-user",
+        "half a minute of the twenty that the test command has",
+    ),
+    ("ledger", "a minute of the twenty that the test command has"),
+    (
+        "pause-advance",
+        "half a minute of the twenty that the test command has",
+    ),
+    (
         "pause-freeze",
         "forty pauses of three seconds, and gaps that only a quiet machine keeps",
     ),
