@@ -307,7 +307,7 @@ impl Journey {
             ),
         ];
         let pauses: Vec<_> = self.moves.iter().map(|it| &it.pause).collect();
-        checks.extend(check_stolen_growth(&pauses, self.name));
+        checks.push(check_stolen_growth(&pauses, self.name));
         checks
     }
 

@@ -1,6 +1,9 @@
 //! A frozen pause is not seen: a guest that spins on its counter finds no gap in it.
 
-use super::pauses::{Pause, backwards_steps, check_agreement, check_stolen_growth, median};
+use super::pauses::{
+    Pause, backwards_steps, check_agreement, check_shared_stolen_growth, check_stolen_growth,
+    median,
+};
 use super::watch::worst;
 use crate::guest::{Guest, GuestSpec, host_spec};
 use crate::host::Host;
@@ -207,7 +210,8 @@ impl Seen {
             ),
         ];
         let pauses: Vec<_> = self.pauses.iter().collect();
-        checks.extend(check_stolen_growth(&pauses, self.name));
+        checks.push(check_stolen_growth(&pauses, self.name));
+        checks.extend(check_shared_stolen_growth(&pauses, self.name));
         checks.extend(check_agreement(
             &self.pauses,
             self.backwards_steps,

@@ -225,22 +225,29 @@ fn growths_ms(before: &Status, after: &Status) -> Result<Vec<f64>> {
     (0..after.vcpus.len()).map(grown).collect()
 }
 
-/// What pauses add to the stolen time of a guest's vCPUs. Those that do not spin share a CPU with
-/// each other and the VMM, and wait for each other when all are woken at once.
-pub fn check_stolen_growth(pauses: &[&Pause], guest: &str) -> Vec<Check> {
+/// What pauses add to the stolen time of vCPUs that spin, each on a CPU of its own.
+pub fn check_stolen_growth(pauses: &[&Pause], guest: &str) -> Check {
+    let (own, _) = vcpus_that_spin(pauses);
+    check_growth("stolen_growth_ms", 5.0, &own, pauses, guest)
+}
+
+/// What pauses add to the stolen time of vCPUs that do not spin: they share a CPU with each other
+/// and the VMM, and wait for each other when all are woken at once. None where there are none.
+pub fn check_shared_stolen_growth(pauses: &[&Pause], guest: &str) -> Option<Check> {
+    let (_, shared) = vcpus_that_spin(pauses);
+    let most = 5.0 * count(shared.len());
+    let check = || check_growth("shared_stolen_growth_ms", most, &shared, pauses, guest);
+    (!shared.is_empty()).then(check)
+}
+
+/// The vCPUs that do, and those that do not.
+fn vcpus_that_spin(pauses: &[&Pause]) -> (Vec<usize>, Vec<usize>) {
     let spins = |vcpu: &usize| {
         let mut spins = pauses.iter().flat_map(|it| &it.spins);
         spins.any(|spin| spin.cpu as usize == *vcpu)
     };
     let vcpus = pauses.iter().map(|it| it.after.vcpus.len()).max();
-    let (own, shared): (Vec<_>, Vec<_>) = (0..vcpus.unwrap_or(0)).partition(spins);
-    let mut checks = vec![check_growth("stolen_growth_ms", 5.0, &own, pauses, guest)];
-    if !shared.is_empty() {
-        let most = 5.0 * count(shared.len());
-        let name = "shared_stolen_growth_ms";
-        checks.push(check_growth(name, most, &shared, pauses, guest));
-    }
-    checks
+    (0..vcpus.unwrap_or(0)).partition(spins)
 }
 
 /// What a pause adds to the stolen time of a vCPU at the median, beyond what the same requests add

@@ -45,11 +45,11 @@ fn play(stage: &mut Stage) -> Result<()> {
             Step {
                 name: "take a guest with four vCPUs to and fro",
                 act: |scene, stage| {
-                    let names = ["four-1", "four-2", "four-3"];
+                    let names = ["four-1", "four-2", "four-3", "four-4", "four-5"];
                     let Scene { hosts, four, .. } = scene;
                     *four = Journey::start("four", 4, "freeze", hosts)?;
                     four.go_to_and_fro(&names, hosts, stage)?;
-                    four.begin_anew(&["four-4", "four-5", "four-6"], hosts, stage)?;
+                    four.begin_anew(&["four-6", "four-7", "four-8"], hosts, stage)?;
                     four.end(hosts, stage)
                 },
                 checks: |scene| checks(&scene.four),
