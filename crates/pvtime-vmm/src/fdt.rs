@@ -174,14 +174,7 @@ fn devices(fdt: &mut FdtWriter) -> Result<(), Error> {
         fdt.end_node(node)?;
     }
 
-    let node = begin(fdt, "rtc", RTC.base, Device::BYTES)?;
-    fdt.property_string_list(
-        "compatible",
-        vec!["arm,pl031".into(), "arm,primecell".into()],
-    )?;
-    fdt.property_array_u32("interrupts", &[INTERRUPT_SPI, RTC.spi, LEVEL_HIGH])?;
-    fdt.property_u32("clocks", PHANDLE_CLOCK)?;
-    fdt.property_string("clock-names", "apb_pclk")?;
+    let node = begin_primecell(fdt, "rtc", "arm,pl031", RTC)?;
     fdt.end_node(node)
 }
 
@@ -204,20 +197,31 @@ fn paused_time(fdt: &mut FdtWriter, address: Option<u64>) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
+/// Begins a device of Arm's that says what it is in its own registers too.
+fn begin_primecell(
+    fdt: &mut FdtWriter,
+    name: &str,
+    compatible: &str,
+    device: Device,
+) -> Result<FdtWriterNode, Error> {
+    let node = begin(fdt, name, device.base, Device::BYTES)?;
+    fdt.property_string_list(
+        "compatible",
+        vec![compatible.into(), "arm,primecell".into()],
+    )?;
+    fdt.property_array_u32("interrupts", &[INTERRUPT_SPI, device.spi, LEVEL_HIGH])?;
+    fdt.property_u32("clocks", PHANDLE_CLOCK)?;
+    fdt.property_string("clock-names", "apb_pclk")?;
+    Ok(node)
+}
+
 /// Bindings: `gpio/pl061-gpio.yaml`, `input/gpio-keys.yaml`.
 fn keys(fdt: &mut FdtWriter) -> Result<(), Error> {
     /// Of Linux's `input-event-codes.h`.
     const KEY_SLEEP: u32 = 142;
     const KEY_WAKEUP: u32 = 143;
     const ACTIVE_HIGH: u32 = 0;
-    let node = begin(fdt, "gpio", KEYS.base, Device::BYTES)?;
-    fdt.property_string_list(
-        "compatible",
-        vec!["arm,pl061".into(), "arm,primecell".into()],
-    )?;
-    fdt.property_array_u32("interrupts", &[INTERRUPT_SPI, KEYS.spi, LEVEL_HIGH])?;
-    fdt.property_u32("clocks", PHANDLE_CLOCK)?;
-    fdt.property_string("clock-names", "apb_pclk")?;
+    let node = begin_primecell(fdt, "gpio", "arm,pl061", KEYS)?;
     fdt.property_null("gpio-controller")?;
     fdt.property_u32("#gpio-cells", 2)?;
     fdt.property_null("interrupt-controller")?;
