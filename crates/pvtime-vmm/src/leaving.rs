@@ -15,7 +15,6 @@ use crate::migration::PATIENCE;
 use crate::migration::dirty::DirtyPages;
 use crate::migration::frame::Channel;
 use crate::migration::monitor::Monitor;
-use crate::migration::ownership::Ownership;
 use crate::migration::pace::Plan;
 use crate::migration::send::{Sender, Source};
 use crate::migration::transport::Security;
@@ -27,8 +26,6 @@ pub struct Leaving<'a> {
     pub id: &'a str,
     /// The machine.
     pub machine: &'a Machine,
-    /// Who owns it.
-    pub ownership: &'a Ownership,
     /// What was asked for.
     pub request: &'a Migrate,
 }
@@ -59,7 +56,9 @@ impl Leaving<'_> {
             monitor,
             cancel,
         };
-        Ok(sender.send(&destination.to_string(), &offer)?)
+        let sent = sender.send(&destination.to_string(), &offer);
+        self.machine.ownership.stay();
+        Ok(sent?)
     }
 
     fn security(&self) -> Security {
@@ -84,6 +83,8 @@ impl Source for Leaving<'_> {
     }
 
     fn pause(&self) -> Result<bool> {
+        // One that is stopped already is not let go on by somebody else from here on.
+        self.machine.ownership.hold();
         let runs = self.machine.time.is_running();
         if runs {
             self.machine.time.pause(Cause::Migration)?;
@@ -96,19 +97,21 @@ impl Source for Leaving<'_> {
     }
 
     fn resume(&self) -> Result<()> {
-        self.ownership.check()?;
+        self.machine.ownership.stay();
         self.machine.resume()
     }
 
     fn give_away(&self) {
-        self.ownership.give_away();
+        self.machine.ownership.give_away();
     }
 
     fn take_back(&self) {
-        self.ownership.take_back();
+        self.machine.ownership.take_back();
     }
 
     fn gone(&self) {
-        self.ownership.gone(self.request.destination.to_string());
+        self.machine
+            .ownership
+            .gone(self.request.destination.to_string());
     }
 }

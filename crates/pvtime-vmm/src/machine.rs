@@ -46,6 +46,7 @@ use crate::layout::{
     CONSOLE, Device, GENERATION, GENERATION_BYTES, GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, KEYS,
     MAX_VCPUS, PAUSED_TIME_SPI, RAM, RTC, SERIAL, TIME_REGION,
 };
+use crate::migration::ownership::Ownership;
 use crate::pl061::{Pl061, Pl061State};
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
@@ -99,6 +100,8 @@ pub struct Machine {
     vm: Arc<VmFd>,
     /// Which generation of its VM the machine is.
     pub generation: Generation,
+    /// Whether it may run.
+    pub ownership: Ownership,
     /// Dropped after everything that lets the guest reach it, as is the next.
     memory: GuestMemoryMmap,
     _generation_page: GuestMemoryMmap,
@@ -285,6 +288,7 @@ impl Blank {
             time_args: config.time,
             gic: self.gic,
             generation,
+            ownership: Ownership::default(),
             memory: self.memory,
             _generation_page: self.generation_page,
         })

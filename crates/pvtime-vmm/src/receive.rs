@@ -12,7 +12,6 @@ use crate::machine::{Blank, Machine, MachineConfig};
 use crate::migration::PATIENCE;
 use crate::migration::frame::Channel;
 use crate::migration::message::{Answer, Offer};
-use crate::migration::ownership::Ownership;
 use crate::migration::receive::{self, Arrived, Destination, Taken, Visit};
 use crate::migration::transport::{Door, Security};
 use crate::migration::wire::Wire;
@@ -127,8 +126,10 @@ fn vm_args(args: &ReceiveArgs, offer: &Offer) -> VmArgs {
 }
 
 impl Arrival {
-    /// Takes the VM over from the source once its vCPUs have threads, and lets it go on.
+    /// Takes the VM over from the source once its vCPUs have threads, and lets it go on. It is the
+    /// source's until then.
     pub fn begin(self) -> (VmArgs, Machine, Takeover) {
+        self.machine.ownership.give_away();
         let takeover = Takeover {
             time: self.time,
             runs: self.runs,
@@ -154,7 +155,7 @@ impl Takeover {
     /// # Errors
     ///
     /// Where the VM is not ours: the source has it.
-    pub fn take(mut self, machine: &Machine, ownership: &Ownership) -> Result<()> {
+    pub fn take(mut self, machine: &Machine) -> Result<()> {
         let time = &machine.time;
         if let Err(error) = arriving::restore(time, &self.time) {
             receive::fail(&mut self.channel, &error);
@@ -162,6 +163,7 @@ impl Takeover {
         }
         let runs = self.runs;
         let start = || {
+            machine.ownership.take_back();
             if runs {
                 arriving::resume(machine)
             } else {
@@ -173,7 +175,6 @@ impl Takeover {
             Taken::Kept(reason) => bail!("the source keeps the VM: {reason}"),
             Taken::Failed(error) => Err(error.context("the VM stays where it was")),
             Taken::InDoubt(error) if self.can_be_decided => {
-                ownership.give_away();
                 eprintln!(
                     "pvtime: the VM is in doubt ({error}): its source may run it; look there, then \
                      `pvtime ctl SOCKET resume --take-over` or `pvtime ctl SOCKET stop` here"

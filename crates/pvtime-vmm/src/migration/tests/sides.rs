@@ -289,7 +289,7 @@ impl<'a> FakeSource<'a> {
     fn side(&self) -> Side {
         match (self.ownership.owner(), self.runs.load(Ordering::SeqCst)) {
             (Owner::Ours, true) => Side::Runs,
-            (Owner::Ours, false) => Side::Stopped,
+            (Owner::Ours | Owner::Leaving, false) => Side::Stopped,
             (Owner::InDoubt, false) => Side::InDoubt,
             (Owner::Gone { .. }, false) => Side::Gone,
             (owner, true) => panic!("it runs, and is {owner:?}"),
@@ -347,7 +347,7 @@ impl Source for FakeSource<'_> {
     }
 
     fn resume(&self) -> Result<()> {
-        self.ownership.check()?;
+        let _ours = self.ownership.ours()?;
         assert!(!self.runs.swap(true, Ordering::SeqCst));
         Ok(())
     }
