@@ -16,6 +16,7 @@ use crate::api::answers::{Migration, MigrationReport, Phase};
 use crate::api::client::{self, Client};
 use crate::api::requests::{ChangeMigration, Migrate, WantedMigration};
 use crate::cli::MigrateArgs;
+use crate::failure::printable;
 use crate::migration::report::{Outcome, Transfer};
 
 /// How often progress is asked for.
@@ -134,6 +135,7 @@ fn for_people(report: &MigrationReport) -> String {
     lines.push(clocks(report));
     lines.extend(report.transfer.as_ref().map(transfer));
     lines.extend(time(report));
+    let lines: Vec<_> = lines.iter().map(|it| printable(it)).collect();
     lines.join("\n")
 }
 

@@ -7,6 +7,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vm_memory::GuestMemoryMmap;
 
 use crate::cli::{ReceiveArgs, SecurityArgs, VmArgs};
+use crate::failure::{self, printable};
 use crate::machine::arriving;
 use crate::machine::{Blank, Machine, MachineConfig};
 use crate::migration::PATIENCE;
@@ -45,7 +46,7 @@ pub fn await_vm(args: &ReceiveArgs, cancel: &impl AsFd) -> Result<Option<Arrival
             Ok(None) => {}
             Err(error) => eprintln!(
                 "pvtime: no VM came: {}; waiting for the next",
-                crate::failure::in_one_line(&error)
+                failure::in_one_line(&error)
             ),
         }
     }
@@ -80,7 +81,8 @@ fn visit(args: &ReceiveArgs, door: &Door, cancel: &impl AsFd) -> Result<Option<A
             Ok(None)
         }
         Visit::Asked { who, refusals } => {
-            eprintln!("pvtime: {who:?} is not taken: {}", refusals.join("; "));
+            let refusals = printable(&refusals.join("; "));
+            eprintln!("pvtime: {who:?} is not taken: {refusals}");
             Ok(None)
         }
         Visit::Arrived(arrived) => assemble(args, *arrived, channel).map(Some),

@@ -21,6 +21,7 @@ use twox_hash::XxHash3_64;
 
 use super::tls::Refusal;
 use super::wire::{Cancelled, Wire};
+use crate::failure::printable;
 
 /// The version of the stream that this version writes and reads.
 pub const VERSION: u32 = 1;
@@ -464,16 +465,13 @@ impl Frame<'_> {
     ///
     /// [`StreamError::Content`].
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, StreamError> {
-        serde_json::from_slice(self.contents).map_err(|error| self.nonsense(error.to_string()))
+        serde_json::from_slice(self.contents).map_err(|error| self.nonsense(&error.to_string()))
     }
 
-    /// The contents as text, whatever they are.
+    /// The contents as text that can be printed, whatever they are.
     #[must_use]
     pub fn text(&self) -> String {
-        let text = String::from_utf8_lossy(self.contents);
-        text.chars()
-            .map(|it| if it.is_control() { ' ' } else { it })
-            .collect()
+        printable(&String::from_utf8_lossy(self.contents))
     }
 
     /// The contents as a number and what follows it.
@@ -484,16 +482,16 @@ impl Frame<'_> {
     pub fn word(&self) -> Result<(u64, &[u8]), StreamError> {
         match self.contents.split_first_chunk() {
             Some((word, rest)) => Ok((u64::from_le_bytes(*word), rest)),
-            None => Err(self.nonsense(format!("it has {} bytes", self.contents.len()))),
+            None => Err(self.nonsense(&format!("it has {} bytes", self.contents.len()))),
         }
     }
 
-    /// That the contents are wrong.
+    /// That the contents are wrong. The reason may have words of the other side in it.
     #[must_use]
-    pub fn nonsense(&self, reason: String) -> StreamError {
+    pub fn nonsense(&self, reason: &str) -> StreamError {
         StreamError::Content {
             kind: self.kind,
-            reason,
+            reason: in_short(reason),
         }
     }
 
@@ -502,6 +500,14 @@ impl Frame<'_> {
     pub fn out_of_order(&self) -> StreamError {
         StreamError::OutOfOrder { kind: self.kind }
     }
+}
+
+/// What the other side says, to be printed: not more than a paragraph of it.
+#[must_use]
+pub fn in_short(text: &str) -> String {
+    const MOST: usize = 1000;
+    let short: String = text.chars().take(MOST).collect();
+    printable(&short)
 }
 
 /// Text for a frame, cut where it is too long for one.

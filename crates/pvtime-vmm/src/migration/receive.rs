@@ -193,7 +193,7 @@ fn write(frame: &Frame<'_>, memory: &GuestMemoryMmap) -> Result<(), StreamError>
     check(frame, memory, address, bytes.len() as u64)?;
     memory
         .write_slice(bytes, GuestAddress(address))
-        .map_err(|error| frame.nonsense(error.to_string()))
+        .map_err(|error| frame.nonsense(&error.to_string()))
 }
 
 /// Clears memory that a round before filled.
@@ -202,14 +202,14 @@ fn clear(frame: &Frame<'_>, memory: &GuestMemoryMmap) -> Result<(), StreamError>
     let (address, rest) = frame.word()?;
     let bytes = match rest.try_into() {
         Ok(bytes) => u64::from_le_bytes(bytes),
-        Err(_) => return Err(frame.nonsense(format!("{} bytes for a length", rest.len()))),
+        Err(_) => return Err(frame.nonsense(&format!("{} bytes for a length", rest.len()))),
     };
     check(frame, memory, address, bytes)?;
     for offset in (0..bytes).step_by(ZEROS.len()) {
         let length = usize::try_from(bytes - offset).map_or(ZEROS.len(), |it| it.min(ZEROS.len()));
         memory
             .write_slice(&ZEROS[..length], GuestAddress(address + offset))
-            .map_err(|error| frame.nonsense(error.to_string()))?;
+            .map_err(|error| frame.nonsense(&error.to_string()))?;
     }
     Ok(())
 }
@@ -230,7 +230,7 @@ fn check(
     if fits {
         return Ok(());
     }
-    Err(frame.nonsense(format!(
+    Err(frame.nonsense(&format!(
         "it is for {bytes} bytes at {address:#x}, which is no memory of the VM"
     )))
 }

@@ -173,7 +173,7 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
         self.channel.send_json(Kind::Offer, offer, PATIENCE)?;
         let frame = self.channel.receive(Limits::new(0), WORK_PATIENCE)?;
         match frame.kind {
-            Kind::Answer => Ok(frame.json()?),
+            Kind::Answer => Ok(frame.json::<Answer>()?.printable()),
             Kind::Failed => Err(Reason::There(frame.text())),
             _ => Err(frame.out_of_order().into()),
         }
@@ -276,7 +276,7 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
         let answer = told.and_then(|()| {
             let frame = self.channel.receive(Limits::new(0), WORK_PATIENCE)?;
             match frame.kind {
-                Kind::Started => Ok(Ok(frame.json()?)),
+                Kind::Started => Ok(Ok(frame.json::<Started>()?.printable())),
                 Kind::Failed => Ok(Err(frame.text())),
                 _ => Err(frame.out_of_order()),
             }

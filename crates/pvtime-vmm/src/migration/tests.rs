@@ -88,6 +88,26 @@ fn a_dry_run_and_a_refusal_move_nothing() {
 }
 
 #[test]
+fn what_a_destination_says_is_printed_as_text() {
+    let refused = World {
+        refusals: vec!["too\u{1b}[2Jsmall\npvtime: the VM is at \u{9b}mars"],
+        ..world()
+    };
+    let (_, report) = refused.migrate(Cut::default());
+    let said = &report.unwrap().refusals;
+    assert_eq!(said[..], ["too [2Jsmall pvtime: the VM is at  mars"]);
+
+    let mut record = crate::api::fake::record("resume");
+    record.policy = Some("a\u{1b}[2J".into());
+    record.gap.as_mut().unwrap().source = "x".repeat(2000);
+    let record = Some(record);
+    let started = super::message::Started { record }.printable();
+    let record = started.record.unwrap();
+    assert_eq!(record.policy.as_deref(), Some("a [2J"));
+    assert_eq!(record.gap.unwrap().source.len(), 1000);
+}
+
+#[test]
 fn a_vm_that_does_not_start_there_goes_on_here() {
     for (world, expected) in [
         (
