@@ -11,13 +11,13 @@ use crate::api::answers::MigrationReport;
 use crate::api::requests::Migrate;
 use crate::event::Event;
 use crate::machine::Machine;
-use crate::migration::PATIENCE;
 use crate::migration::dirty::DirtyPages;
 use crate::migration::frame::Channel;
 use crate::migration::monitor::Monitor;
 use crate::migration::pace::Plan;
 use crate::migration::send::{Sender, Source};
 use crate::migration::transport::Security;
+use crate::migration::{LONGEST_SILENCE, PATIENCE};
 use crate::state::MachineState;
 
 /// A VM, and where it is to go.
@@ -55,6 +55,7 @@ impl Leaving<'_> {
             },
             monitor,
             cancel,
+            longest_silence: LONGEST_SILENCE,
         };
         let sent = sender.send(&destination.to_string(), &offer);
         self.machine.ownership.stay();

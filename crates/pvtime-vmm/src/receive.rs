@@ -10,7 +10,7 @@ use crate::cli::{ReceiveArgs, SecurityArgs, VmArgs};
 use crate::failure::{self, printable};
 use crate::machine::arriving;
 use crate::machine::{Blank, Machine, MachineConfig};
-use crate::migration::PATIENCE;
+use crate::migration::HELLO_PATIENCE;
 use crate::migration::frame::Channel;
 use crate::migration::message::{Answer, Offer};
 use crate::migration::receive::{self, Arrived, Destination, Taken, Visit};
@@ -74,7 +74,7 @@ fn visit(args: &ReceiveArgs, door: &Door, cancel: &impl AsFd) -> Result<Option<A
     let Some(wire) = door.accept(Some(cancel))? else {
         return Ok(None);
     };
-    let mut channel = Channel::open(wire, PATIENCE)?;
+    let mut channel = Channel::open(wire, HELLO_PATIENCE)?;
     match receive::receive(&mut channel, &mut Here(args))? {
         Visit::Asked { who, refusals } if refusals.is_empty() => {
             eprintln!("pvtime: {who:?} would be taken");

@@ -209,9 +209,9 @@ pub enum StreamError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A round takes longer than any connection that is of use.
+    /// Memory takes longer than over any connection that is of use.
     #[error(
-        "a round of memory took over {limit_s} s; use a connection with more than {} KiB/s",
+        "what came of the memory took over {limit_s} s; use a connection with more than {} KiB/s",
         super::SLOWEST_BYTES_PER_S >> 10
     )]
     TooSlow {
@@ -273,6 +273,7 @@ pub struct Channel<W> {
     sent: Position,
     received: Position,
     sent_bytes: u64,
+    sent_at: Instant,
     buffer: Vec<u8>,
 }
 
@@ -323,6 +324,7 @@ impl<W: Wire> Channel<W> {
             sent: Position::default(),
             received: Position::default(),
             sent_bytes: 0,
+            sent_at: Instant::now(),
             buffer: Vec::new(),
         })
     }
@@ -330,6 +332,11 @@ impl<W: Wire> Channel<W> {
     /// Bytes that were sent in frames.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes
+    }
+
+    /// For how long nothing was sent.
+    pub fn silent_for(&self) -> Duration {
+        self.sent_at.elapsed()
     }
 
     /// From now on nothing but a deadline ends a message.
@@ -401,6 +408,7 @@ impl<W: Wire> Channel<W> {
         self.wire.write_all(&self.buffer)?;
         self.wire.flush()?;
         self.sent_bytes += self.buffer.len() as u64;
+        self.sent_at = Instant::now();
         Ok(())
     }
 

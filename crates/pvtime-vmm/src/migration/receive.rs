@@ -1,15 +1,17 @@
 //! The destination's side.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use pvtime_kvm::record::Record;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
+use super::budget::Budget;
 use super::frame::{Channel, Frame, Kind, Limits, StreamError, cut};
 use super::message::{Answer, Offer, Started};
 use super::wire::Wire;
-use super::{MAX_ROUNDS, PATIENCE, SLOWEST_BYTES_PER_S, WORK_PATIENCE};
+use super::{HELLO_PATIENCE, MAX_ROUNDS, PATIENCE, WORK_PATIENCE};
 use crate::failure;
 use crate::state::MachineState;
 
@@ -21,6 +23,24 @@ pub struct Arrival {
     pub runs: bool,
     /// All but its memory and its time.
     pub machine: MachineState,
+}
+
+/// How long a destination waits for memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For each frame.
+    pub frame: Duration,
+    /// For the first of a round but the first: the source may stop its VM before.
+    pub stop: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            frame: PATIENCE,
+            stop: WORK_PATIENCE,
+        }
+    }
 }
 
 /// A host that takes VMs.
@@ -40,6 +60,11 @@ pub trait Destination {
 
     /// The machine's memory.
     fn memory(blank: &Self::Blank) -> &GuestMemoryMmap;
+
+    /// How long it waits.
+    fn patience(&self) -> Patience {
+        Patience::default()
+    }
 }
 
 /// What became of a connection.
@@ -93,7 +118,7 @@ pub fn receive<W: Wire, D: Destination>(
     channel: &mut Channel<W>,
     destination: &mut D,
 ) -> Result<Visit<D::Blank>, ReceiveError> {
-    let offer: Offer = match channel.receive(Limits::new(0), PATIENCE)? {
+    let offer: Offer = match channel.receive(Limits::new(0), HELLO_PATIENCE)? {
         frame if frame.kind == Kind::Offer => frame.json()?,
         frame => return Err(frame.out_of_order().into()),
     };
@@ -120,7 +145,9 @@ pub fn receive<W: Wire, D: Destination>(
         });
     };
     let limits = Limits::new(usize::try_from(offer.vcpus).expect("it was checked"));
-    let arrival = receive_memory(channel, limits, D::memory(&blank), offer.memory_bytes())?;
+    let budget = Budget::new(offer.memory[0]);
+    let patience = destination.patience();
+    let arrival = receive_memory(channel, limits, D::memory(&blank), budget, patience)?;
     let time = match channel.receive(limits, PATIENCE)? {
         frame if frame.kind == Kind::Time => frame.contents.to_vec(),
         frame => return Err(unexpected(&frame)),
@@ -157,25 +184,31 @@ fn receive_memory<W: Wire>(
     channel: &mut Channel<W>,
     limits: Limits,
     memory: &GuestMemoryMmap,
-    memory_bytes: u64,
+    mut budget: Budget,
+    patience: Patience,
 ) -> Result<Arrival, ReceiveError> {
-    let longest_s = PATIENCE.as_secs() + memory_bytes / SLOWEST_BYTES_PER_S;
-    let mut rounds = 0;
-    let mut round_ends = Instant::now();
+    let begin = Instant::now();
+    let mut wait = patience.frame;
     loop {
-        let frame = channel.receive(limits, PATIENCE)?;
+        let frame = channel.receive(limits, wait)?;
+        wait = patience.frame;
+        let round = budget.rounds();
         match frame.kind {
-            Kind::Round if rounds < MAX_ROUNDS && frame.contents == rounds.to_le_bytes() => {
-                rounds += 1;
-                round_ends = Instant::now() + Duration::from_secs(longest_s);
+            Kind::Round if round < MAX_ROUNDS && frame.contents == round.to_le_bytes() => {
+                if round > 0 {
+                    wait = patience.stop;
+                }
+                budget.begin_round();
             }
-            Kind::Memory if rounds > 0 => write(&frame, memory)?,
-            Kind::Zero if rounds > 0 => clear(&frame, memory)?,
-            Kind::Machine if rounds > 0 => return Ok(frame.json()?),
+            Kind::Memory if round > 0 => budget.contents(&write(&frame, memory)?),
+            Kind::Zero if round > 0 => budget.zeros(&clear(&frame, memory)?),
+            Kind::Machine if round > 0 => return Ok(frame.json()?),
             _ => return Err(unexpected(&frame)),
         }
-        if Instant::now() > round_ends {
-            return Err(StreamError::TooSlow { limit_s: longest_s }.into());
+        let allowed = budget.allowed();
+        if begin.elapsed() > allowed {
+            let limit_s = allowed.as_secs();
+            return Err(StreamError::TooSlow { limit_s }.into());
         }
     }
 }
@@ -188,16 +221,18 @@ fn unexpected(frame: &Frame<'_>) -> ReceiveError {
     }
 }
 
-fn write(frame: &Frame<'_>, memory: &GuestMemoryMmap) -> Result<(), StreamError> {
+/// Returns where it was written.
+fn write(frame: &Frame<'_>, memory: &GuestMemoryMmap) -> Result<Range<u64>, StreamError> {
     let (address, bytes) = frame.word()?;
     check(frame, memory, address, bytes.len() as u64)?;
     memory
         .write_slice(bytes, GuestAddress(address))
-        .map_err(|error| frame.nonsense(&error.to_string()))
+        .map_err(|error| frame.nonsense(&error.to_string()))?;
+    Ok(address..address + bytes.len() as u64)
 }
 
-/// Clears memory that a round before filled.
-fn clear(frame: &Frame<'_>, memory: &GuestMemoryMmap) -> Result<(), StreamError> {
+/// Clears memory that a round before filled, and returns where.
+fn clear(frame: &Frame<'_>, memory: &GuestMemoryMmap) -> Result<Range<u64>, StreamError> {
     const ZEROS: [u8; 4096] = [0; 4096];
     let (address, rest) = frame.word()?;
     let bytes = match rest.try_into() {
@@ -211,7 +246,7 @@ fn clear(frame: &Frame<'_>, memory: &GuestMemoryMmap) -> Result<(), StreamError>
             .write_slice(&ZEROS[..length], GuestAddress(address + offset))
             .map_err(|error| frame.nonsense(&error.to_string()))?;
     }
-    Ok(())
+    Ok(address..address + bytes)
 }
 
 /// Refuses what is not memory of this VM, what is more of it than one frame is for, and nothing,

@@ -19,6 +19,9 @@ use crate::event::Event;
 use crate::snapshot::{ranges, runs};
 use crate::state::MachineState;
 
+/// As much as is said to be zero for something to be said.
+const PAGE_BYTES: usize = 4096;
+
 /// A VM that is to move.
 pub trait Source {
     /// Its memory.
@@ -128,6 +131,8 @@ pub struct Sender<'a, W, S> {
     pub monitor: &'a Monitor,
     /// Raised when the migration is called off.
     pub cancel: &'a Event,
+    /// The destination hears something after this time, even where memory is zero.
+    pub longest_silence: Duration,
 }
 
 /// What was sent to a destination that has yet to say that it is ready.
@@ -230,11 +235,14 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
         let mut pace = Rounds::default();
         for round in 0.. {
             let (begin, before) = (Instant::now(), self.channel.sent_bytes());
-            self.round(round, &todo, Some(begin))?;
+            self.begin_round(round)?;
+            self.pieces(round, &todo, Some(begin))?;
             let bytes = self.channel.sent_bytes() - before;
             let left = self.source.dirty()?;
             let next = pace.next(&self.plan, bytes, begin.elapsed(), left.bytes());
             if let Some(enough) = next {
+                // The destination has patience with its first frame, since the VM is stopped before.
+                self.begin_round(round + 1)?;
                 return Ok((round + 1, left, enough));
             }
             todo = left.runs().collect();
@@ -253,7 +261,7 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
         left.add(written);
         let todo: Vec<_> = left.runs().collect();
         // Memory is on its way and written over there while the state is read here.
-        self.round(round, &todo, None)?;
+        self.pieces(round, &todo, None)?;
         let (machine, time) = self.source.state()?;
         let arrival = Arrival { runs, machine };
         self.channel
@@ -314,8 +322,13 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
         let _ = self.channel.send(Kind::Abort, cut(&reason), PATIENCE);
     }
 
+    fn begin_round(&mut self, round: u32) -> Result<(), StreamError> {
+        self.channel
+            .send(Kind::Round, &round.to_le_bytes(), PATIENCE)
+    }
+
     /// Sends memory, not faster than asked for if it has a beginning to count from.
-    fn round(
+    fn pieces(
         &mut self,
         round: u32,
         todo: &[Range<u64>],
@@ -330,8 +343,6 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
             it.left_bytes = total;
         });
         let before = self.channel.sent_bytes();
-        self.channel
-            .send(Kind::Round, &round.to_le_bytes(), PATIENCE)?;
         for range in todo {
             for start in range.clone().step_by(MEMORY_BYTES) {
                 let end = range.end.min(start + MEMORY_BYTES as u64);
@@ -358,7 +369,7 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
             .memory()
             .read_slice(&mut bytes, GuestAddress(range.start))
             .expect("a range of this memory");
-        let mut zeros_from = 0;
+        let (mut zeros_from, mut is_silent) = (0, is_new);
         let whole = length..length;
         for run in runs(&bytes).chain(std::iter::once(whole)) {
             if !is_new && zeros_from < run.start {
@@ -368,6 +379,7 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
             if run.is_empty() {
                 break;
             }
+            is_silent = false;
             let address = range.start + run.start as u64;
             let contents = &bytes[run];
             let fill = |buffer: &mut [u8]| {
@@ -377,6 +389,9 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
             let bytes = WORD_BYTES + contents.len();
             self.channel
                 .send_with(Kind::Memory, bytes, fill, PATIENCE)?;
+        }
+        if is_silent && self.channel.silent_for() >= self.longest_silence {
+            self.zeros(range.start, 0..length.min(PAGE_BYTES))?;
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use super::frame::Kind;
 use super::message::LiveOffer;
 use super::monitor::{Monitor, Phase};
 use super::pace::Plan;
+use super::receive::Patience;
 use super::report;
 use super::send::{Failure, Reason};
 
@@ -56,6 +57,45 @@ fn zero_pages_are_not_sent() {
         transfer.sent_bytes < transfer.memory_bytes / 8,
         "{transfer:?}"
     );
+}
+
+#[test]
+fn a_source_does_not_fall_silent_over_memory_that_is_zero() {
+    let empty = World {
+        is_empty: true,
+        dirty_rounds: 0,
+        ..world()
+    };
+    let talkative = World {
+        longest_silence: Duration::ZERO,
+        ..empty.clone()
+    };
+    let pieces = sides::MEMORY_BYTES / super::frame::MEMORY_BYTES as u64;
+    let frames = talkative.count_frames().to_destination;
+    assert!(frames > pieces, "{frames} frames for {pieces} pieces");
+    assert!(empty.count_frames().to_destination < pieces);
+    let (outcome, _) = talkative.migrate(Cut::default());
+    assert_eq!(outcome, Outcome::moved(true));
+    let (outcome, _) = World {
+        longest_silence: Duration::ZERO,
+        ..world()
+    }
+    .migrate(Cut::default());
+    assert_eq!(outcome, Outcome::moved(true), "and clears nothing else");
+}
+
+#[test]
+fn a_destination_waits_until_the_vm_is_stopped() {
+    let slow = World {
+        pause_takes: Duration::from_secs(4),
+        patience: Patience {
+            frame: Duration::from_secs(3),
+            ..Patience::default()
+        },
+        ..world()
+    };
+    let (outcome, report) = slow.migrate(Cut::default());
+    assert_eq!(outcome, Outcome::moved(true), "{report:?}");
 }
 
 #[test]
