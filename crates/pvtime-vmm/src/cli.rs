@@ -96,6 +96,11 @@ pub struct MigrateArgs {
     #[arg(long, value_name = "MS", default_value_t = DEFAULT_DOWNTIME_MS)]
     pub downtime: u32,
 
+    /// Let the guest go on here if it was stopped for so long and is not ready to run there, in ms; ten
+    /// times the downtime by default, and 10000 at least
+    #[arg(long, value_name = "MS")]
+    pub stop_limit: Option<u32>,
+
     /// Print JSON
     #[arg(long)]
     pub json: bool,

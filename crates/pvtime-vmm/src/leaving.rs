@@ -38,8 +38,11 @@ impl Leaving<'_> {
             dry_run,
             bandwidth_mib_s,
             downtime_ms,
+            stop_limit_ms,
             ..
         } = self.request;
+        let downtime = Duration::from_millis((*downtime_ms).into());
+        let stop_limit = stop_limit_ms.map(|ms| Duration::from_millis(ms.into()));
         let offer = self.machine.offer(self.id, *dry_run)?;
         monitor.update(|it| it.memory_bytes = offer.memory_bytes());
         let its_cancel = cancel.as_fd().try_clone_to_owned()?;
@@ -51,7 +54,8 @@ impl Leaving<'_> {
             source: self,
             plan: Plan {
                 bytes_per_s: bandwidth_mib_s.map(|it| u64::from(it.get()) << 20),
-                downtime: Duration::from_millis((*downtime_ms).into()),
+                downtime,
+                stop_limit: stop_limit.unwrap_or_else(|| Plan::default_stop_limit(downtime)),
             },
             monitor,
             cancel,

@@ -274,6 +274,8 @@ pub struct Channel<W> {
     received: Position,
     sent_bytes: u64,
     sent_at: Instant,
+    /// When all messages have to be over, whatever patience each has.
+    limit: Option<Instant>,
     buffer: Vec<u8>,
 }
 
@@ -325,6 +327,7 @@ impl<W: Wire> Channel<W> {
             received: Position::default(),
             sent_bytes: 0,
             sent_at: Instant::now(),
+            limit: None,
             buffer: Vec::new(),
         })
     }
@@ -332,6 +335,23 @@ impl<W: Wire> Channel<W> {
     /// Bytes that were sent in frames.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes
+    }
+
+    /// From now on every message fails at this moment at the latest; or each has its own patience
+    /// alone.
+    pub fn set_limit(&mut self, limit: Option<Instant>) {
+        self.limit = limit;
+    }
+
+    fn begin(&mut self, patience: Duration) -> Result<(), StreamError> {
+        let now = Instant::now();
+        if self.limit.is_some_and(|limit| now >= limit) {
+            return Err(StreamError::TimedOut);
+        }
+        let until = now + patience;
+        self.wire
+            .set_deadline(self.limit.map_or(until, |limit| limit.min(until)));
+        Ok(())
     }
 
     /// For how long nothing was sent.
@@ -395,6 +415,7 @@ impl<W: Wire> Channel<W> {
         patience: Duration,
     ) -> Result<(), StreamError> {
         let bytes = u32::try_from(length).expect("no frame is so long");
+        self.begin(patience)?;
         self.buffer.resize(HEADER_BYTES + length, 0);
         let (header, contents) = self.buffer.split_at_mut(HEADER_BYTES);
         fill(contents);
@@ -404,7 +425,6 @@ impl<W: Wire> Channel<W> {
         let checksum = self.sent.checksum(&header[..16], contents);
         header[16..].copy_from_slice(&checksum.to_le_bytes());
         self.sent.pass(checksum);
-        self.wire.set_deadline(Instant::now() + patience);
         self.wire.write_all(&self.buffer)?;
         self.wire.flush()?;
         self.sent_bytes += self.buffer.len() as u64;
@@ -426,7 +446,7 @@ impl<W: Wire> Channel<W> {
         limits: Limits,
         patience: Duration,
     ) -> Result<Frame<'_>, StreamError> {
-        self.wire.set_deadline(Instant::now() + patience);
+        self.begin(patience)?;
         let mut header = [0; HEADER_BYTES];
         self.wire.read_exact(&mut header)?;
         let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four"));

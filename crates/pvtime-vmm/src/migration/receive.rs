@@ -288,10 +288,11 @@ pub fn take<W: Wire>(
     channel: &mut Channel<W>,
     start: impl FnOnce() -> anyhow::Result<Option<Record>>,
 ) -> Taken {
-    let committed = channel
-        .send(Kind::Ready, &[], PATIENCE)
-        .and_then(|()| channel.receive(Limits::new(0), WORK_PATIENCE));
-    match committed {
+    if let Err(error) = channel.send(Kind::Ready, &[], PATIENCE) {
+        // What the source has of it is no whole frame, so it gives nothing away.
+        return Taken::Kept(error.to_string());
+    }
+    match channel.receive(Limits::new(0), WORK_PATIENCE) {
         Ok(frame) if frame.kind == Kind::Commit => {}
         Ok(frame) if frame.kind == Kind::Abort => return Taken::Kept(frame.text()),
         Ok(frame) => return Taken::InDoubt(frame.out_of_order()),

@@ -110,6 +110,15 @@ pub enum Reason {
     /// The destination cannot.
     #[error("the destination says: {0}")]
     There(String),
+    /// The guest stood still for as long as it may.
+    #[error(
+        "the VM was stopped for {limit_ms} ms and was not ready to run there; use a faster connection, \
+         or give a longer --stop-limit"
+    )]
+    Stopped {
+        /// How long it may be stopped.
+        limit_ms: u64,
+    },
 }
 
 impl From<anyhow::Error> for Reason {
@@ -209,9 +218,18 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
             Ok(ran) => ran,
             Err(error) => return Err(self.keep(error.into(), false)),
         };
+        let limit = ran.then(|| stopped_at + self.plan.stop_limit);
+        self.channel.set_limit(limit);
         let sent = logged
             .map_err(Reason::Here)
-            .and_then(|written| self.finish(rounds, left, &written, ran));
+            .and_then(|written| self.finish(rounds, left, &written, ran))
+            .map_err(|reason| match limit {
+                Some(limit) if Instant::now() >= limit => Reason::Stopped {
+                    limit_ms: milliseconds(self.plan.stop_limit),
+                },
+                _ => reason,
+            });
+        self.channel.set_limit(None);
         match sent {
             Ok(()) => Ok(Sent {
                 rounds: rounds + 1,

@@ -85,6 +85,33 @@ fn a_source_does_not_fall_silent_over_memory_that_is_zero() {
 }
 
 #[test]
+fn a_vm_that_was_stopped_for_too_long_goes_on_here() {
+    let slow = World {
+        assembly_takes: Duration::from_millis(1500),
+        plan: Plan {
+            stop_limit: Duration::from_millis(300),
+            ..world().plan
+        },
+        ..world()
+    };
+    let (outcome, report) = slow.migrate(Cut::default());
+    let Err(Failure::Kept(reason @ Reason::Stopped { limit_ms: 300 })) = report else {
+        panic!("{report:?}");
+    };
+    let said = reason.to_string();
+    assert!(said.contains("give a longer --stop-limit"), "{said}");
+    assert_eq!(outcome.source, Side::Runs);
+    assert_eq!(outcome.destination, Side::Nothing);
+    // One that stands still anyway has time.
+    let paused = World {
+        runs: false,
+        ..slow
+    };
+    let (outcome, _) = paused.migrate(Cut::default());
+    assert_eq!(outcome, Outcome::moved(false));
+}
+
+#[test]
 fn a_destination_waits_until_the_vm_is_stopped() {
     let slow = World {
         pause_takes: Duration::from_secs(4),
@@ -200,8 +227,8 @@ fn a_guest_that_writes_faster_than_memory_is_sent_is_stopped_at_last() {
     let world = World {
         dirty_rounds: u32::MAX,
         plan: Plan {
-            bytes_per_s: None,
             downtime: Duration::ZERO,
+            ..world().plan
         },
         ..world()
     };
@@ -216,6 +243,7 @@ fn memory_is_not_sent_faster_than_asked_for() {
         plan: Plan {
             bytes_per_s: Some(1 << 20),
             downtime: Duration::from_secs(10),
+            ..world().plan
         },
         ..world()
     };
@@ -235,6 +263,7 @@ fn a_migration_that_is_called_off_leaves_the_vm_running() {
         plan: Plan {
             bytes_per_s: Some(1 << 10),
             downtime: Duration::ZERO,
+            ..world().plan
         },
         cancel_after: Some(Duration::from_millis(100)),
         ..world()
@@ -375,8 +404,8 @@ fn an_offer_is_the_same_after_the_stream() {
 fn pair(cut: Cut) -> (Faulty, Faulty) {
     let (source, destination) = UnixStream::pair().unwrap();
     (
-        Faulty::new(source, cut.of_source()),
-        Faulty::new(destination, cut.of_destination()),
+        Faulty::new(source, cut.of_source(), cut.patience()),
+        Faulty::new(destination, cut.of_destination(), cut.patience()),
     )
 }
 

@@ -95,6 +95,8 @@ pub struct World {
     /// How long its vCPUs take to stop.
     pub pause_takes: Duration,
     pub patience: Patience,
+    /// How long the destination takes to make a machine.
+    pub assembly_takes: Duration,
     pub cancel_after: Option<Duration>,
 }
 
@@ -114,11 +116,13 @@ impl Default for World {
             plan: Plan {
                 bytes_per_s: None,
                 downtime: Duration::from_micros(1),
+                stop_limit: Duration::from_secs(60),
             },
             is_empty: false,
             longest_silence: LONGEST_SILENCE,
             pause_takes: Duration::ZERO,
             patience: Patience::default(),
+            assembly_takes: Duration::ZERO,
             cancel_after: None,
         }
     }
@@ -495,6 +499,7 @@ impl World {
         assert_eq!(arrived.arrival.machine, machine());
         assert_eq!(arrived.time, TIME);
         let memory = Some(contents(&arrived.blank));
+        thread::sleep(self.assembly_takes);
         if self.assemble_fails {
             receive::fail(&mut channel, &anyhow::anyhow!("no such register"));
             return (Side::Nothing, None);
