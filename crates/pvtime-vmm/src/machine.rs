@@ -50,6 +50,7 @@ use crate::migration::ownership::Ownership;
 use crate::pl061::{Pl061, Pl061State};
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
+use crate::state::gic;
 use crate::state::profile::CpuProfile;
 use crate::suspension::Suspension;
 use crate::{entropy, fdt, kvm};
@@ -97,6 +98,8 @@ pub struct Machine {
     /// How its time is kept, as it was asked for.
     time_args: TimeArgs,
     gic: DeviceFd,
+    /// `GICD_IIDR`, which KVM tells only while no vCPU runs.
+    gic_implementation: u32,
     vm: Arc<VmFd>,
     /// Which generation of its VM the machine is.
     pub generation: Generation,
@@ -269,6 +272,7 @@ impl Blank {
             .transpose()?;
         let ram = RAM..RAM + (config.memory_mib << 20);
         let suspension = Suspension::new(ram, state.and_then(|it| it.suspend_call));
+        let gic_implementation = gic::implementation(&self.gic)?;
         Ok(Machine {
             profile: match profile {
                 Some(profile) => profile,
@@ -287,6 +291,7 @@ impl Blank {
             affinities: self.affinities,
             time_args: config.time,
             gic: self.gic,
+            gic_implementation,
             generation,
             ownership: Ownership::default(),
             memory: self.memory,

@@ -202,7 +202,9 @@ impl Destination for Here<'_> {
     }
 
     fn prepare(&mut self, offer: &Offer) -> Result<Blank> {
-        Blank::prepare(self.config(offer)?)
+        let blank = Blank::prepare(self.config(offer)?)?;
+        blank.try_out(offer)?;
+        Ok(blank)
     }
 
     fn memory(blank: &Blank) -> &GuestMemoryMmap {

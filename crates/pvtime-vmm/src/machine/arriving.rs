@@ -7,9 +7,11 @@ use pvtime_kvm::record::Record;
 use pvtime_kvm::{StolenTimeChoice, VmTime, counter};
 
 use super::leaving::wall_error_ns;
+use super::suspending::take_suspends;
 use super::{Blank, Host as Kvm, Machine, MachineConfig, guest_memory, vcpu_init};
 use crate::layout::{MAX_VCPUS, RAM};
 use crate::migration::message::{Answer, Host, Offer};
+use crate::state::gic::try_implementation;
 
 impl Blank {
     /// Makes a machine with memory that is all zero.
@@ -21,6 +23,21 @@ impl Blank {
         let host = Kvm::open(&config)?;
         let memory = guest_memory(config.memory_mib)?;
         Self::new(&host, config, memory)
+    }
+
+    /// Whether it can become the machine that is offered, as far as KVM tells before anything of
+    /// that has come.
+    ///
+    /// # Errors
+    ///
+    /// What KVM does not have.
+    pub fn try_out(&self, offer: &Offer) -> Result<()> {
+        try_implementation(&self.gic, offer.gic_implementation)
+            .context("the VM's interrupt controller is not one that this host's KVM has")?;
+        if offer.system_suspend {
+            take_suspends(&self.vm)?;
+        }
+        Ok(())
     }
 }
 

@@ -41,6 +41,10 @@ pub struct Offer {
     pub vcpus: u64,
     /// What they are.
     pub cpu: CpuProfile,
+    /// `GICD_IIDR`: the revision of its interrupt controller.
+    pub gic_implementation: u32,
+    /// Whether its guest has PSCI `SYSTEM_SUSPEND`.
+    pub system_suspend: bool,
 }
 
 /// Live physical time of a VM that is to move.

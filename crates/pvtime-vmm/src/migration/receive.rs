@@ -51,7 +51,8 @@ pub trait Destination {
     /// Whether it takes such a VM; the offer describes one that there can be.
     fn answer(&mut self, offer: &Offer) -> Answer;
 
-    /// Makes a machine for it, with memory that is all zero.
+    /// Makes a machine for it, with memory that is all zero; for a dry run too, which learns so what
+    /// the host refuses.
     ///
     /// # Errors
     ///
@@ -131,14 +132,14 @@ pub fn receive<W: Wire, D: Destination>(
         }
     };
     let mut blank = None;
-    if !offer.dry_run && answer.refusals.is_empty() {
+    if answer.refusals.is_empty() {
         match destination.prepare(&offer) {
             Ok(prepared) => blank = Some(prepared),
             Err(error) => answer.refusals.push(failure::in_one_line(&error)),
         }
     }
     channel.send_json(Kind::Answer, &answer, PATIENCE)?;
-    let Some(blank) = blank else {
+    let Some(blank) = blank.filter(|_| !offer.dry_run) else {
         return Ok(Visit::Asked {
             who: offer.who,
             refusals: answer.refusals,

@@ -139,10 +139,15 @@ fn a_dry_run_and_a_refusal_move_nothing() {
         prepare_fails: true,
         ..world()
     };
+    let dry_unprepared = World {
+        dry_run: true,
+        ..unprepared.clone()
+    };
     for (world, expected, reasons) in [
         (dry, report::Outcome::Accepted, 0),
         (refused, report::Outcome::Refused, 2),
         (unprepared, report::Outcome::Refused, 1),
+        (dry_unprepared, report::Outcome::Refused, 1),
     ] {
         let (outcome, report) = world.migrate(Cut::default());
         let report = report.unwrap();

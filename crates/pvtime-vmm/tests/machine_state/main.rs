@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "memory slots and ioctls that kvm-ioctls lacks")]
 
 mod machine;
-mod ownership;
+mod whole;
 
 use std::fs;
 

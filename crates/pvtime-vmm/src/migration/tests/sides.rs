@@ -209,6 +209,8 @@ pub fn offer() -> Offer {
             }],
             others: vec![0x6030_0000_0010_0000],
         },
+        gic_implementation: 0x3_043b,
+        system_suspend: false,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who may let a machine go on.
+//! The whole machine, before its vCPUs have threads: who may let it go on, and where it may go.
 
 use std::io;
 use std::sync::mpsc::channel;
@@ -11,8 +11,7 @@ use pvtime_vmm::cli::{Cli, Command};
 use pvtime_vmm::generation::Generation;
 use pvtime_vmm::machine::{Blank, Machine, MachineConfig};
 
-/// A machine whose vCPU has no thread.
-fn machine() -> Machine {
+fn blank() -> Blank {
     let cli = Cli::parse_from(["pvtime", "run", "--kernel", "none"]);
     let Command::Run(args) = cli.command else {
         unreachable!("it says run")
@@ -26,8 +25,27 @@ fn machine() -> Machine {
         console: Box::new(io::sink()),
         serial: Box::new(io::sink()),
     };
-    let blank = Blank::prepare(config).unwrap();
-    blank.finish(Generation::default(), None, None).unwrap()
+    Blank::prepare(config).unwrap()
+}
+
+/// A machine whose vCPU has no thread.
+fn machine() -> Machine {
+    blank().finish(Generation::default(), None, None).unwrap()
+}
+
+#[test]
+fn what_kvm_lacks_is_known_before_anything_arrives() {
+    let mut offer = machine().offer("web", true).unwrap();
+    blank().try_out(&offer).unwrap();
+    offer.system_suspend = true;
+    blank().try_out(&offer).unwrap();
+    // The revision.
+    offer.gic_implementation ^= 0xf000;
+    let error = blank().try_out(&offer).unwrap_err();
+    assert!(
+        error.to_string().contains("interrupt controller"),
+        "{error}"
+    );
 }
 
 /// Runs vCPUs until the machine is dropped.
@@ -49,7 +67,9 @@ impl<'a> Threads<'a> {
             })
         });
         let threads: Vec<_> = threads.collect();
-        threads.iter().for_each(|_| all_bound.recv().unwrap());
+        for _ in &threads {
+            all_bound.recv().unwrap();
+        }
         Self { machine, threads }
     }
 }
