@@ -208,8 +208,10 @@ fn receive_memory<W: Wire>(
         }
         let allowed = budget.allowed();
         if begin.elapsed() > allowed {
-            let limit_s = allowed.as_secs();
-            return Err(StreamError::TooSlow { limit_s }.into());
+            return Err(StreamError::TooSlow {
+                limit_s: allowed.as_secs(),
+            }
+            .into());
         }
     }
 }
