@@ -87,7 +87,8 @@ static OFFER: LazyLock<Value> = LazyLock::new(|| {
                   "on_stall": "report", "watch_host": "off" },
         "memory": [{ "start": RAM, "bytes": MEMORY }],
         "vcpus": 1,
-        "cpu": { "features": [4, 0, 0, 0, 0, 0, 0], "identity": [], "others": [] }
+        "cpu": { "features": [4, 0, 0, 0, 0, 0, 0], "identity": [], "others": [] },
+        "gic_implementation": 0, "system_suspend": false
     })
 });
 

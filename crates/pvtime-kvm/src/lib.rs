@@ -72,5 +72,5 @@ pub const PV_FREQUENCY_HZ: RangeInclusive<u64> = 1_000_000..=u32::MAX as u64;
 
 /// What live physical time does not cover, for the operator.
 pub const LIVE_PHYSICAL_TIME_LIMITS: &str = "firmware and a guest without a driver for it count \
-    native ticks, and a VM whose guest has not asked for it goes to no host of another frequency; \
-    it excludes nested virtualization and counters that advance over a pause";
+    native ticks, and a VM whose guest has not asked for it goes to no host of another frequency; a \
+    kernel that is started by kexec counts as having asked if the one before did; it excludes nested virtualization and counters that advance over a pause";

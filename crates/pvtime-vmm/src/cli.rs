@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::num::NonZero;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -94,6 +95,11 @@ pub struct MigrateArgs {
     /// Stop the guest when what is left would take so long, in ms
     #[arg(long, value_name = "MS", default_value_t = DEFAULT_DOWNTIME_MS)]
     pub downtime: u32,
+
+    /// Let the guest go on here if it was stopped for so long and is not ready to run there, in ms; ten
+    /// times the downtime by default, and 10000 at least
+    #[arg(long, value_name = "MS")]
+    pub stop_limit: Option<u32>,
 
     /// Print JSON
     #[arg(long)]
@@ -298,7 +304,11 @@ pub struct RestoreArgs {
 }
 
 /// A name as Firecracker takes it.
-fn vm_name(text: &str) -> Result<String, String> {
+///
+/// # Errors
+///
+/// For any other, with what it has to be.
+pub fn vm_name(text: &str) -> Result<String, String> {
     let fits = (1..=64).contains(&text.len());
     if fits
         && text
@@ -323,7 +333,7 @@ pub struct TimeArgs {
 
     /// How often stolen time is brought up to date where user space keeps it, in ms
     #[arg(long, value_name = "MS", default_value_t = 100, allow_negative_numbers = true,
-          value_parser = value_parser!(u64).range(1..=10_000))]
+          value_parser = value_parser!(u64).range(STOLEN_TIME_PERIOD_MS))]
     pub stolen_time_period: u64,
 
     /// The rate of a counter that is the same on every host, for a guest that has a driver for it:
@@ -370,13 +380,17 @@ pub struct TimeArgs {
 
     /// How long it may take for that, in ms; one that takes longer is paused
     #[arg(long, value_name = "MS", default_value_t = DEFAULT_SUSPEND_LIMIT_MS,
-          allow_negative_numbers = true, value_parser = value_parser!(u64).range(100..=600_000))]
+          allow_negative_numbers = true, value_parser = value_parser!(u64).range(SUSPEND_LIMIT_MS))]
     #[serde(
         default = "default_suspend_limit_ms",
         skip_serializing_if = "is_default_suspend_limit_ms"
     )]
     pub suspend_limit: u64,
 }
+
+/// What `--stolen-time-period` and `--suspend-limit` may be.
+const STOLEN_TIME_PERIOD_MS: RangeInclusive<u64> = 1..=10_000;
+const SUSPEND_LIMIT_MS: RangeInclusive<u64> = 100..=600_000;
 
 /// What is left of the 5 s for which logind delays a sleep by default.
 const DEFAULT_SUSPEND_LIMIT_MS: u64 = 4_000;
@@ -411,6 +425,28 @@ impl From<StallArg> for StallPolicy {
 }
 
 impl TimeArgs {
+    /// Whether the command line would take them.
+    ///
+    /// # Errors
+    ///
+    /// What is out of its range.
+    pub fn check(&self) -> Result<(), String> {
+        for (name, ms, range) in [
+            (
+                "stolen-time-period",
+                self.stolen_time_period,
+                STOLEN_TIME_PERIOD_MS,
+            ),
+            ("suspend-limit", self.suspend_limit, SUSPEND_LIMIT_MS),
+        ] {
+            if !range.contains(&ms) {
+                let (least, most) = (range.start(), range.end());
+                return Err(format!("--{name} is {least} to {most} ms, not {ms}"));
+            }
+        }
+        Ok(())
+    }
+
     /// The PV frequency: what was asked for, else what the VM was saved with, else none.
     pub fn live_physical_time(&self, saved: Option<&SavedTime>) -> Option<Frequency> {
         match self.live_physical_time {

@@ -11,14 +11,13 @@ use crate::api::answers::MigrationReport;
 use crate::api::requests::Migrate;
 use crate::event::Event;
 use crate::machine::Machine;
-use crate::migration::PATIENCE;
 use crate::migration::dirty::DirtyPages;
 use crate::migration::frame::Channel;
 use crate::migration::monitor::Monitor;
-use crate::migration::ownership::Ownership;
 use crate::migration::pace::Plan;
 use crate::migration::send::{Sender, Source};
 use crate::migration::transport::Security;
+use crate::migration::{LONGEST_SILENCE, PATIENCE};
 use crate::state::MachineState;
 
 /// A VM, and where it is to go.
@@ -27,8 +26,6 @@ pub struct Leaving<'a> {
     pub id: &'a str,
     /// The machine.
     pub machine: &'a Machine,
-    /// Who owns it.
-    pub ownership: &'a Ownership,
     /// What was asked for.
     pub request: &'a Migrate,
 }
@@ -41,8 +38,11 @@ impl Leaving<'_> {
             dry_run,
             bandwidth_mib_s,
             downtime_ms,
+            stop_limit_ms,
             ..
         } = self.request;
+        let downtime = Duration::from_millis((*downtime_ms).into());
+        let stop_limit = stop_limit_ms.map(|ms| Duration::from_millis(ms.into()));
         let offer = self.machine.offer(self.id, *dry_run)?;
         monitor.update(|it| it.memory_bytes = offer.memory_bytes());
         let its_cancel = cancel.as_fd().try_clone_to_owned()?;
@@ -54,12 +54,16 @@ impl Leaving<'_> {
             source: self,
             plan: Plan {
                 bytes_per_s: bandwidth_mib_s.map(|it| u64::from(it.get()) << 20),
-                downtime: Duration::from_millis((*downtime_ms).into()),
+                downtime,
+                stop_limit: stop_limit.unwrap_or_else(|| Plan::default_stop_limit(downtime)),
             },
             monitor,
             cancel,
+            longest_silence: LONGEST_SILENCE,
         };
-        Ok(sender.send(&destination.to_string(), &offer)?)
+        let sent = sender.send(&destination.to_string(), &offer);
+        self.machine.ownership.stay();
+        Ok(sent?)
     }
 
     fn security(&self) -> Security {
@@ -84,6 +88,8 @@ impl Source for Leaving<'_> {
     }
 
     fn pause(&self) -> Result<bool> {
+        // One that is stopped already is not let go on by somebody else from here on.
+        self.machine.ownership.hold();
         let runs = self.machine.time.is_running();
         if runs {
             self.machine.time.pause(Cause::Migration)?;
@@ -96,19 +102,21 @@ impl Source for Leaving<'_> {
     }
 
     fn resume(&self) -> Result<()> {
-        self.ownership.check()?;
+        self.machine.ownership.stay();
         self.machine.resume()
     }
 
     fn give_away(&self) {
-        self.ownership.give_away();
+        self.machine.ownership.give_away();
     }
 
     fn take_back(&self) {
-        self.ownership.take_back();
+        self.machine.ownership.take_back();
     }
 
     fn gone(&self) {
-        self.ownership.gone(self.request.destination.to_string());
+        self.machine
+            .ownership
+            .gone(self.request.destination.to_string());
     }
 }

@@ -46,10 +46,11 @@ use crate::layout::{
     CONSOLE, Device, GENERATION, GENERATION_BYTES, GIC_DISTRIBUTOR, GIC_REDISTRIBUTORS, KEYS,
     MAX_VCPUS, PAUSED_TIME_SPI, RAM, RTC, SERIAL, TIME_REGION,
 };
+use crate::migration::ownership::Ownership;
 use crate::pl061::{Pl061, Pl061State};
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
-use crate::state::gic::FreshGic;
+use crate::state::gic::{self, FreshGic};
 use crate::state::profile::CpuProfile;
 use crate::state::vcpu::FreshRegisters;
 use crate::suspension::Suspension;
@@ -98,9 +99,13 @@ pub struct Machine {
     /// How its time is kept, as it was asked for.
     time_args: TimeArgs,
     gic: DeviceFd,
+    /// `GICD_IIDR`, which KVM tells only while no vCPU runs.
+    gic_implementation: u32,
     vm: Arc<VmFd>,
     /// Which generation of its VM the machine is.
     pub generation: Generation,
+    /// Whether it may run.
+    pub ownership: Ownership,
     /// Dropped after everything that lets the guest reach it, as is the next.
     memory: GuestMemoryMmap,
     _generation_page: GuestMemoryMmap,
@@ -280,6 +285,7 @@ impl Blank {
             .transpose()?;
         let ram = RAM..RAM + (config.memory_mib << 20);
         let suspension = Suspension::new(ram, state.and_then(|it| it.suspend_call));
+        let gic_implementation = gic::implementation(&self.gic)?;
         Ok(Machine {
             profile: match profile {
                 Some(profile) => profile,
@@ -298,7 +304,9 @@ impl Blank {
             affinities: self.affinities,
             time_args: config.time,
             gic: self.gic,
+            gic_implementation,
             generation,
+            ownership: Ownership::default(),
             memory: self.memory,
             _generation_page: self.generation_page,
         })

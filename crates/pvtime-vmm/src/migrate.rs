@@ -16,6 +16,7 @@ use crate::api::answers::{Migration, MigrationReport, Phase};
 use crate::api::client::{self, Client};
 use crate::api::requests::{ChangeMigration, Migrate, WantedMigration};
 use crate::cli::MigrateArgs;
+use crate::failure::printable;
 use crate::migration::report::{Outcome, Transfer};
 
 /// How often progress is asked for.
@@ -35,7 +36,7 @@ pub fn migrate(args: &MigrateArgs) -> Result<ExitCode> {
     let text = if args.json {
         serde_json::to_string(&report)?
     } else {
-        for_people(&report)
+        for_people(&report, args.downtime)
     };
     writeln!(stdout, "{text}")?;
     Ok(match report.outcome {
@@ -50,6 +51,7 @@ fn request(args: &MigrateArgs) -> Result<Migrate> {
         dry_run: args.dry_run,
         bandwidth_mib_s: args.bandwidth,
         downtime_ms: args.downtime,
+        stop_limit_ms: args.stop_limit,
         insecure: args.security.insecure,
         tls: args.security.tls()?,
     })
@@ -116,7 +118,8 @@ fn show(bar: &ProgressBar, migration: &Migration) {
     bar.set_message(format!("{} MiB sent", migration.sent_bytes >> 20));
 }
 
-fn for_people(report: &MigrationReport) -> String {
+/// The report, and whether the VM was stopped for as long as was asked for.
+fn for_people(report: &MigrationReport, downtime_ms: u32) -> String {
     let MigrationReport {
         destination, who, ..
     } = report;
@@ -132,8 +135,10 @@ fn for_people(report: &MigrationReport) -> String {
         Outcome::Moved => vec![format!("The VM is at {destination} ({who}).")],
     };
     lines.push(clocks(report));
-    lines.extend(report.transfer.as_ref().map(transfer));
+    let transferred = report.transfer.as_ref();
+    lines.extend(transferred.map(|it| transfer(it, downtime_ms)));
     lines.extend(time(report));
+    let lines: Vec<_> = lines.iter().map(|it| printable(it)).collect();
     lines.join("\n")
 }
 
@@ -166,8 +171,8 @@ fn microseconds(ns: u64) -> String {
     format!("{}.{:03}", ns / 1_000_000, ns / 1_000 % 1_000)
 }
 
-fn transfer(transfer: &Transfer) -> String {
-    let mut text = format!(
+fn transfer(transfer: &Transfer, asked_ms: u32) -> String {
+    let mut parts = vec![format!(
         "sent {} MiB for {} MiB of memory in {} rounds and {} ms; the VM was stopped for at most \
          {} ms",
         transfer.sent_bytes >> 20,
@@ -175,11 +180,14 @@ fn transfer(transfer: &Transfer) -> String {
         transfer.rounds,
         transfer.total_ms,
         transfer.downtime_ms,
-    );
-    if !transfer.converged {
-        text += ", longer than asked for: its guest wrote as fast as memory was sent";
+    )];
+    if transfer.downtime_ms > asked_ms.into() {
+        parts.push(format!(", and {asked_ms} ms were asked for"));
     }
-    text
+    if !transfer.converged {
+        parts.push("; its guest wrote as fast as memory was sent while it ran".into());
+    }
+    parts.concat()
 }
 
 /// What was done to the VM's time.
@@ -212,4 +220,45 @@ fn time(report: &MigrationReport) -> Option<String> {
         )
     }));
     Some(parts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moved(downtime_ms: u64, converged: bool) -> String {
+        let transfer = Transfer {
+            rounds: 3,
+            memory_bytes: 256 << 20,
+            sent_bytes: 91 << 20,
+            stopped_bytes: 1 << 20,
+            total_ms: 1_500,
+            downtime_ms,
+            converged,
+        };
+        super::transfer(&transfer, 300)
+    }
+
+    #[test]
+    fn what_was_measured_is_held_against_what_was_asked_for() {
+        let stopped = "the VM was stopped for at most";
+        let written = "its guest wrote as fast as memory was sent while it ran";
+        for (downtime_ms, converged, end) in [
+            (300, true, format!("{stopped} 300 ms")),
+            (
+                301,
+                true,
+                format!("{stopped} 301 ms, and 300 ms were asked for"),
+            ),
+            (40, false, format!("{stopped} 40 ms; {written}")),
+            (
+                9_000,
+                false,
+                format!("{stopped} 9000 ms, and 300 ms were asked for; {written}"),
+            ),
+        ] {
+            let said = moved(downtime_ms, converged);
+            assert!(said.ends_with(&end), "{said}");
+        }
+    }
 }

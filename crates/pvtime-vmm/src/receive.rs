@@ -7,12 +7,12 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vm_memory::GuestMemoryMmap;
 
 use crate::cli::{ReceiveArgs, SecurityArgs, VmArgs};
+use crate::failure::{self, printable};
 use crate::machine::arriving;
 use crate::machine::{Blank, Machine, MachineConfig};
-use crate::migration::PATIENCE;
+use crate::migration::HELLO_PATIENCE;
 use crate::migration::frame::Channel;
 use crate::migration::message::{Answer, Offer};
-use crate::migration::ownership::Ownership;
 use crate::migration::receive::{self, Arrived, Destination, Taken, Visit};
 use crate::migration::transport::{Door, Security};
 use crate::migration::wire::Wire;
@@ -46,7 +46,7 @@ pub fn await_vm(args: &ReceiveArgs, cancel: &impl AsFd) -> Result<Option<Arrival
             Ok(None) => {}
             Err(error) => eprintln!(
                 "pvtime: no VM came: {}; waiting for the next",
-                crate::failure::in_one_line(&error)
+                failure::in_one_line(&error)
             ),
         }
     }
@@ -74,14 +74,15 @@ fn visit(args: &ReceiveArgs, door: &Door, cancel: &impl AsFd) -> Result<Option<A
     let Some(wire) = door.accept(Some(cancel))? else {
         return Ok(None);
     };
-    let mut channel = Channel::open(wire, PATIENCE)?;
+    let mut channel = Channel::open(wire, HELLO_PATIENCE)?;
     match receive::receive(&mut channel, &mut Here(args))? {
         Visit::Asked { who, refusals } if refusals.is_empty() => {
             eprintln!("pvtime: {who:?} would be taken");
             Ok(None)
         }
         Visit::Asked { who, refusals } => {
-            eprintln!("pvtime: {who:?} is not taken: {}", refusals.join("; "));
+            let refusals = printable(&refusals.join("; "));
+            eprintln!("pvtime: {who:?} is not taken: {refusals}");
             Ok(None)
         }
         Visit::Arrived(arrived) => assemble(args, *arrived, channel).map(Some),
@@ -127,8 +128,10 @@ fn vm_args(args: &ReceiveArgs, offer: &Offer) -> VmArgs {
 }
 
 impl Arrival {
-    /// Takes the VM over from the source once its vCPUs have threads, and lets it go on.
+    /// Takes the VM over from the source once its vCPUs have threads, and lets it go on. It is the
+    /// source's until then.
     pub fn begin(self) -> (VmArgs, Machine, Takeover) {
+        self.machine.ownership.give_away();
         let takeover = Takeover {
             time: self.time,
             runs: self.runs,
@@ -154,7 +157,7 @@ impl Takeover {
     /// # Errors
     ///
     /// Where the VM is not ours: the source has it.
-    pub fn take(mut self, machine: &Machine, ownership: &Ownership) -> Result<()> {
+    pub fn take(mut self, machine: &Machine) -> Result<()> {
         let time = &machine.time;
         if let Err(error) = arriving::restore(time, &self.time) {
             receive::fail(&mut self.channel, &error);
@@ -162,6 +165,7 @@ impl Takeover {
         }
         let runs = self.runs;
         let start = || {
+            machine.ownership.take_back();
             if runs {
                 arriving::resume(machine)
             } else {
@@ -173,7 +177,6 @@ impl Takeover {
             Taken::Kept(reason) => bail!("the source keeps the VM: {reason}"),
             Taken::Failed(error) => Err(error.context("the VM stays where it was")),
             Taken::InDoubt(error) if self.can_be_decided => {
-                ownership.give_away();
                 eprintln!(
                     "pvtime: the VM is in doubt ({error}): its source may run it; look there, then \
                      `pvtime ctl SOCKET resume --take-over` or `pvtime ctl SOCKET stop` here"
@@ -199,7 +202,9 @@ impl Destination for Here<'_> {
     }
 
     fn prepare(&mut self, offer: &Offer) -> Result<Blank> {
-        Blank::prepare(self.config(offer)?)
+        let mut blank = Blank::prepare(self.config(offer)?)?;
+        blank.try_out(offer)?;
+        Ok(blank)
     }
 
     fn memory(blank: &Blank) -> &GuestMemoryMmap {

@@ -23,7 +23,7 @@ use crate::console::{Destination, RawTerminal};
 use crate::event::Event;
 use crate::input::Input;
 use crate::machine::{Machine, MachineConfig};
-use crate::migration::ownership::{Owner, Ownership};
+use crate::migration::ownership::Owner;
 use crate::receive;
 use crate::snapshot::{Facts, Progress, Snapshot};
 use crate::status::Status;
@@ -46,7 +46,7 @@ pub fn run(args: &RunArgs, mut boot: Boot) -> Result<ExitCode> {
     let signals = catch_signals()?;
     let config = machine_config(&args.vm, args.memory, args.cpus, None)?;
     let machine = Machine::new(config, &mut boot)?;
-    drive(&args.vm, machine, signals, |machine, _| {
+    drive(&args.vm, machine, signals, |machine| {
         Ok(machine.time.start()?)
     })
 }
@@ -72,7 +72,7 @@ pub fn restore(args: &RestoreArgs, snapshot: Snapshot) -> Result<ExitCode> {
     )?;
     config.check_saved(&time)?;
     let (machine, time) = Machine::restore(config, snapshot, &mut progress("loading"))?;
-    drive(&args.vm, machine, signals, |machine, _| {
+    drive(&args.vm, machine, signals, |machine| {
         let begun = Instant::now();
         machine.time.restore(&time, Cause::Snapshot)?;
         if !args.paused {
@@ -95,9 +95,7 @@ pub fn receive(args: &ReceiveArgs) -> Result<ExitCode> {
         return finish(Stop::Signal(signals.pending().next().unwrap_or(SIGTERM)));
     };
     let (args, machine, takeover) = arrival.begin();
-    drive(&args, machine, signals, |machine, ownership| {
-        takeover.take(machine, ownership)
-    })
+    drive(&args, machine, signals, |machine| takeover.take(machine))
 }
 
 /// What a machine with these options is made of.
@@ -130,22 +128,22 @@ fn drive(
     args: &VmArgs,
     mut machine: Machine,
     mut signals: Signals,
-    begin: impl FnOnce(&Machine, &Ownership) -> Result<()>,
+    begin: impl FnOnce(&Machine) -> Result<()>,
 ) -> Result<ExitCode> {
     let vcpus = machine.take_vcpus();
     let cpus = vcpus.len();
     let machine = Arc::new(machine);
     let (has_begun, stop) = (Arc::new(AtomicBool::new(false)), Event::new()?);
-    let (ownership, cancel) = (Arc::new(Ownership::default()), Event::new()?);
+    let cancel = Event::new()?;
     let server = args.api_socket.as_deref().map(|path| {
-        let status = Status::new(&args.id, &machine, &has_begun, &stop, &ownership, &cancel)?;
+        let status = Status::new(&args.id, &machine, &has_begun, &stop, &cancel)?;
         api::Server::start(path, status)
     });
     let server = server.transpose()?;
     let wake = Event::new()?;
     let threads = VcpuThreads::start(vcpus, &machine, &wake)?;
     let suspends = machine.serve_suspends()?;
-    begin(&machine, &ownership)?;
+    begin(&machine)?;
     has_begun.store(true, Ordering::Release);
     announce(cpus, &machine);
     let (terminal, mut input) = standard_input(args, &machine)?;
@@ -153,7 +151,7 @@ fn drive(
     // A migration that is under way ends before the machine does.
     cancel.raise();
     drop((suspends, threads, terminal, server));
-    if let Owner::Gone { to } = ownership.owner() {
+    if let Owner::Gone { to } = machine.ownership.owner() {
         eprintln!("pvtime: the VM is at {to} now");
         return Ok(ExitCode::SUCCESS);
     }

@@ -24,7 +24,7 @@ use crate::history::{self, History, Sampled};
 use crate::leaving::Leaving;
 use crate::machine::Machine;
 use crate::migration::monitor::{Monitor, Phase};
-use crate::migration::ownership::{Owner, Ownership};
+use crate::migration::ownership::Owner;
 use crate::migration::report::Outcome;
 use crate::run::progress;
 use crate::snapshot;
@@ -37,7 +37,6 @@ pub struct Status {
     history: History,
     has_begun: Arc<AtomicBool>,
     stop: Event,
-    ownership: Arc<Ownership>,
     monitor: Monitor,
     cancel: Event,
 }
@@ -54,11 +53,9 @@ impl Status {
         machine: &Arc<Machine>,
         has_begun: &Arc<AtomicBool>,
         stop: &Event,
-        ownership: &Arc<Ownership>,
         cancel: &Event,
     ) -> Result<Self> {
         Ok(Self {
-            ownership: Arc::clone(ownership),
             monitor: Monitor::default(),
             cancel: cancel.clone(),
             id: id.into(),
@@ -77,19 +74,15 @@ impl Vm for Status {
     }
 
     fn state(&self) -> VmState {
-        match self.ownership.owner() {
-            Owner::Ours => {}
-            Owner::InDoubt => return VmState::InDoubt,
-            Owner::Gone { .. } => return VmState::Moved,
+        if !self.has_begun.load(Ordering::Acquire) {
+            return VmState::NotStarted;
         }
-        match (
-            self.has_begun.load(Ordering::Acquire),
-            self.time.is_running(),
-        ) {
-            (false, _) => VmState::NotStarted,
-            (true, true) => VmState::Running,
-            (true, false) if self.time.is_guest_suspended() => VmState::Suspended,
-            (true, false) => VmState::Paused,
+        match self.machine.ownership.owner() {
+            Owner::InDoubt => VmState::InDoubt,
+            Owner::Gone { .. } => VmState::Moved,
+            Owner::Ours | Owner::Leaving if self.time.is_running() => VmState::Running,
+            Owner::Ours | Owner::Leaving if self.time.is_guest_suspended() => VmState::Suspended,
+            Owner::Ours | Owner::Leaving => VmState::Paused,
         }
     }
 
@@ -136,12 +129,11 @@ impl Vm for Status {
     }
 
     fn resume(&self) -> Result<()> {
-        self.ownership.check()?;
         self.machine.resume()
     }
 
     fn take_over(&self) -> Result<()> {
-        self.ownership.take_over()?;
+        self.machine.ownership.take_over()?;
         self.machine.resume()
     }
 
@@ -151,7 +143,6 @@ impl Vm for Status {
         let leaving = Leaving {
             id: &self.id,
             machine: &self.machine,
-            ownership: &self.ownership,
             request,
         };
         let report = leaving.leave(&self.monitor, &self.cancel);

@@ -142,6 +142,13 @@ impl Interfaces {
         }
     }
 
+    /// Forgets that the guest asked.
+    pub fn clear_live_found(&self) {
+        if let Some(live) = &self.live {
+            live.found.store(false, Ordering::Release);
+        }
+    }
+
     /// Whether a vCPU's call has asked for live physical time in this process.
     pub fn is_live_found(&self) -> bool {
         let live = self.live.as_ref();

@@ -231,6 +231,22 @@ impl VmTime {
         self.open_after(&mut state, Event::Resume)
     }
 
+    /// Another kernel begins in the guest, which the VMM reset, or of which it knows that it did kexec:
+    /// that the one before asked for live physical time says nothing of this one, and the VM goes to
+    /// no host of another frequency until this one has asked. To be called while no vCPU is in the
+    /// guest, since a call of the new kernel's that comes before is forgotten with the old one's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeline`] for a VM that was not started.
+    pub fn guest_reset(&self) -> Result<(), Error> {
+        let mut state = self.lock();
+        let step = state.timeline.step(self.now(), Event::GuestReset)?;
+        state.timeline = step.timeline;
+        self.interfaces.clear_live_found();
+        Ok(())
+    }
+
     /// Sends every vCPU thread away, for good: [`RunningVcpu::run`] returns `None`.
     pub fn shut_down(&self) {
         self.gate.stop();

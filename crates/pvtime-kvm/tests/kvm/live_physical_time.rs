@@ -486,6 +486,24 @@ fn l15_whether_the_guest_asked_is_kept() {
 }
 
 #[test]
+fn l15_a_kernel_that_begins_has_not_asked() {
+    let guest = Reporter::started(config(GHZ), &ASK, address);
+    let has_asked = || guest.time.live_physical_time().unwrap().claimed;
+    guest.take(2);
+    guest.time.pause(Cause::Operator).unwrap();
+    assert!(has_asked());
+    guest.time.guest_reset().unwrap();
+    assert!(!has_asked());
+    assert!(guest.time.admits(another()).is_err());
+    guest.time.resume().unwrap();
+    guest.take(2);
+    assert!(has_asked(), "it asks itself");
+    guest.time.admits(another()).unwrap();
+    let unstarted = Reporter::new(config(GHZ), &[], address);
+    assert!(unstarted.time.guest_reset().is_err());
+}
+
+#[test]
 fn l1_the_pv_frequency_is_for_life() {
     let before = Elsewhere::new(native(), hz(GHZ), true);
     let saved = before.saved([(0, u64::MAX); 2]);

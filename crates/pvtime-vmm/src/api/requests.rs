@@ -48,6 +48,10 @@ pub struct Migrate {
     /// How long the VM may be stopped, as far as one can tell beforehand, in ms.
     #[serde(default = "default_downtime_ms")]
     pub downtime_ms: u32,
+    /// After how long a VM that was stopped goes on here if it is not ready to run there, in ms;
+    /// absent for ten times the downtime, and 10 s at least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_limit_ms: Option<u32>,
     /// Whether memory may leave this machine in the clear.
     #[serde(default)]
     pub insecure: bool,

@@ -200,13 +200,13 @@ fn not_ours(state: VmState) -> Fault {
 fn host_sleep(api: &Api, request: &Request) -> Result<Response, Fault> {
     let HostSleep { phase } = parse(&request.body)?;
     let vm = api.vm();
-    if vm.state() == VmState::NotStarted {
-        return Err(not_started());
-    }
-    match phase {
-        SleepPhase::Prepare => api.change("host sleep", || Ok(vm.prepare_sleep()?)),
-        SleepPhase::Finish => api.change("host sleep", || Ok(vm.finish_sleep()?)),
-    }
+    api.change("host sleep", || match (vm.state(), phase) {
+        (state @ (VmState::NotStarted | VmState::InDoubt | VmState::Moved), _) => {
+            Err(not_ours(state))
+        }
+        (_, SleepPhase::Prepare) => Ok(vm.prepare_sleep()?),
+        (_, SleepPhase::Finish) => Ok(vm.finish_sleep()?),
+    })
 }
 
 fn not_started() -> Fault {

@@ -7,15 +7,15 @@ use pvtime_kvm::record::Record;
 use pvtime_kvm::{StolenTimeChoice, VmTime, counter};
 
 use super::leaving::wall_error_ns;
+use super::suspending::take_suspends;
 use super::{Blank, Fresh, Host as Kvm, Machine, MachineConfig, guest_memory, vcpu_init};
 use crate::layout::{MAX_VCPUS, RAM};
 use crate::migration::message::{Answer, Host, Offer};
-use crate::state::gic::FreshGic;
+use crate::state::gic::{FreshGic, try_implementation};
 use crate::state::vcpu::FreshRegisters;
 
 impl Blank {
-    /// Makes a machine with memory that is all zero, and reads what it holds, so that a state that
-    /// comes for it later is put into it in little time.
+    /// Makes a machine with memory that is all zero.
     ///
     /// # Errors
     ///
@@ -23,16 +23,31 @@ impl Blank {
     pub fn prepare(config: MachineConfig) -> Result<Self> {
         let host = Kvm::open(&config)?;
         let memory = guest_memory(config.memory_mib)?;
-        let mut blank = Self::new(&host, config, memory)?;
-        let vcpus = blank
+        Self::new(&host, config, memory)
+    }
+
+    /// Whether it can become the machine that is offered, as far as KVM tells before anything of
+    /// that has come. What it holds is read, so that a state that comes later is put into it in
+    /// little time.
+    ///
+    /// # Errors
+    ///
+    /// What KVM does not have.
+    pub fn try_out(&mut self, offer: &Offer) -> Result<()> {
+        try_implementation(&self.gic, offer.gic_implementation)
+            .context("the VM's interrupt controller is not one that this host's KVM has")?;
+        if offer.system_suspend {
+            take_suspends(&self.vm)?;
+        }
+        let vcpus = self
             .vcpus
             .iter()
             .map(|(vcpu, _)| FreshRegisters::read(vcpu));
-        blank.fresh = Fresh {
+        self.fresh = Fresh {
             vcpus: vcpus.collect::<Result<_, _>>()?,
-            gic: FreshGic::read(&blank.gic, &blank.affinities)?,
+            gic: FreshGic::read(&self.gic, &self.affinities)?,
         };
-        Ok(blank)
+        Ok(())
     }
 }
 

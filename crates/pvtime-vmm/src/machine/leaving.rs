@@ -56,6 +56,8 @@ impl Machine {
             memory: ranges(&self.memory),
             vcpus: self.affinities.len() as u64,
             cpu: self.profile.clone(),
+            gic_implementation: self.gic_implementation,
+            system_suspend: self.keys.is_some(),
         })
     }
 

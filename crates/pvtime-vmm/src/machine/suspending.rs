@@ -77,7 +77,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// Where its time cannot be set; it stays stopped then.
+    /// Where another host may run it, and where its time cannot be set; it stays stopped then.
     pub fn finish_sleep(&self) -> Result<()> {
         if self.time.stop_cause() == Some(Cause::HostSuspend) {
             self.resume()?;
@@ -89,7 +89,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// Where its time cannot be set; it stays stopped then.
+    /// Where another host may run it, and where its time cannot be set; it stays stopped then.
     pub fn resume(&self) -> Result<()> {
         let turn = self.suspension.turn();
         self.wake()?;
@@ -103,8 +103,10 @@ impl Machine {
         Ok(())
     }
 
-    /// What a vCPU that has asked does next, and the VM's time after it.
+    /// What a vCPU that has asked does next, and the VM's time after it. Nothing else lets the time of
+    /// a VM go on that was stopped, so that no VM does that another host may run.
     fn wake(&self) -> Result<()> {
+        let _ours = self.ownership.ours()?;
         let (suspension, init) = (Arc::clone(&self.suspension), self.vcpu_init);
         if suspension.call().is_some() {
             let woken = self.time.on_each_vcpu(move |index, vcpu| {

@@ -21,6 +21,7 @@ use twox_hash::XxHash3_64;
 
 use super::tls::Refusal;
 use super::wire::{Cancelled, Wire};
+use crate::failure::printable;
 
 /// The version of the stream that this version writes and reads.
 pub const VERSION: u32 = 1;
@@ -94,7 +95,7 @@ impl Kind {
 
     /// Whether the other side has nothing to do about it before the frames that follow.
     fn can_wait(self) -> bool {
-        matches!(self, Self::Round | Self::Memory | Self::Zero)
+        matches!(self, Self::Memory | Self::Zero)
     }
 
     fn parse(number: u32) -> Option<Self> {
@@ -218,9 +219,9 @@ pub enum StreamError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A round takes longer than any connection that is of use.
+    /// Memory takes longer than over any connection that is of use.
     #[error(
-        "a round of memory took over {limit_s} s; use a connection with more than {} KiB/s",
+        "what came of the memory took over {limit_s} s; use a connection with more than {} KiB/s",
         super::SLOWEST_BYTES_PER_S >> 10
     )]
     TooSlow {
@@ -282,6 +283,9 @@ pub struct Channel<W> {
     sent: Position,
     received: Position,
     sent_bytes: u64,
+    sent_at: Instant,
+    /// When all messages have to be over, whatever patience each has.
+    limit: Option<Instant>,
     /// Frames that are yet to be written.
     outgoing: Vec<u8>,
     /// The contents of the frame that was received last.
@@ -335,6 +339,8 @@ impl<W: Wire> Channel<W> {
             sent: Position::default(),
             received: Position::default(),
             sent_bytes: 0,
+            sent_at: Instant::now(),
+            limit: None,
             outgoing: Vec::new(),
             incoming: Vec::new(),
         })
@@ -343,6 +349,28 @@ impl<W: Wire> Channel<W> {
     /// Bytes that were sent in frames.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes
+    }
+
+    /// From now on every message fails at this moment at the latest; or each has its own patience
+    /// alone.
+    pub fn set_limit(&mut self, limit: Option<Instant>) {
+        self.limit = limit;
+    }
+
+    fn begin(&mut self, patience: Duration) -> Result<(), StreamError> {
+        let now = Instant::now();
+        if self.limit.is_some_and(|limit| now >= limit) {
+            return Err(StreamError::TimedOut);
+        }
+        let until = now + patience;
+        let until = self.limit.map_or(until, |limit| limit.min(until));
+        self.wire.get_mut().set_deadline(until);
+        Ok(())
+    }
+
+    /// For how long nothing was sent.
+    pub fn silent_for(&self) -> Duration {
+        self.sent_at.elapsed()
     }
 
     /// From now on nothing but a deadline ends a message.
@@ -444,11 +472,15 @@ impl<W: Wire> Channel<W> {
     ///
     /// What a connection fails with.
     pub fn flush(&mut self, patience: Duration) -> Result<(), StreamError> {
+        if self.outgoing.is_empty() {
+            return Ok(());
+        }
+        self.begin(patience)?;
         let wire = self.wire.get_mut();
-        wire.set_deadline(Instant::now() + patience);
         wire.write_all(&self.outgoing)?;
         wire.flush()?;
         self.outgoing.clear();
+        self.sent_at = Instant::now();
         Ok(())
     }
 
@@ -466,7 +498,7 @@ impl<W: Wire> Channel<W> {
         limits: Limits,
         patience: Duration,
     ) -> Result<Frame<'_>, StreamError> {
-        self.wire.get_mut().set_deadline(Instant::now() + patience);
+        self.begin(patience)?;
         let mut header = [0; HEADER_BYTES];
         self.wire.read_exact(&mut header)?;
         let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four"));
@@ -513,7 +545,7 @@ impl Frame<'_> {
     ///
     /// [`StreamError::Content`].
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, StreamError> {
-        serde_json::from_slice(self.contents).map_err(|error| self.nonsense(error.to_string()))
+        serde_json::from_slice(self.contents).map_err(|error| self.nonsense(&error.to_string()))
     }
 
     /// Reads the contents as `MessagePack`.
@@ -522,16 +554,13 @@ impl Frame<'_> {
     ///
     /// [`StreamError::Content`].
     pub fn unpack<T: DeserializeOwned>(&self) -> Result<T, StreamError> {
-        rmp_serde::from_slice(self.contents).map_err(|error| self.nonsense(error.to_string()))
+        rmp_serde::from_slice(self.contents).map_err(|error| self.nonsense(&error.to_string()))
     }
 
-    /// The contents as text, whatever they are.
+    /// The contents as text that can be printed, whatever they are.
     #[must_use]
     pub fn text(&self) -> String {
-        let text = String::from_utf8_lossy(self.contents);
-        text.chars()
-            .map(|it| if it.is_control() { ' ' } else { it })
-            .collect()
+        printable(&String::from_utf8_lossy(self.contents))
     }
 
     /// The contents as a number and what follows it.
@@ -542,16 +571,16 @@ impl Frame<'_> {
     pub fn word(&self) -> Result<(u64, &[u8]), StreamError> {
         match self.contents.split_first_chunk() {
             Some((word, rest)) => Ok((u64::from_le_bytes(*word), rest)),
-            None => Err(self.nonsense(format!("it has {} bytes", self.contents.len()))),
+            None => Err(self.nonsense(&format!("it has {} bytes", self.contents.len()))),
         }
     }
 
-    /// That the contents are wrong.
+    /// That the contents are wrong. The reason may have words of the other side in it.
     #[must_use]
-    pub fn nonsense(&self, reason: String) -> StreamError {
+    pub fn nonsense(&self, reason: &str) -> StreamError {
         StreamError::Content {
             kind: self.kind,
-            reason,
+            reason: in_short(reason),
         }
     }
 
@@ -560,6 +589,14 @@ impl Frame<'_> {
     pub fn out_of_order(&self) -> StreamError {
         StreamError::OutOfOrder { kind: self.kind }
     }
+}
+
+/// What the other side says, to be printed: not more than a paragraph of it.
+#[must_use]
+pub fn in_short(text: &str) -> String {
+    const MOST: usize = 1000;
+    let short: String = text.chars().take(MOST).collect();
+    printable(&short)
 }
 
 /// Text for a frame, cut where it is too long for one.

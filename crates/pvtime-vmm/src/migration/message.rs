@@ -7,7 +7,8 @@ use pvtime_kvm::Support;
 use pvtime_kvm::record::Record;
 use serde::{Deserialize, Serialize};
 
-use crate::cli::TimeArgs;
+use super::frame::in_short;
+use crate::cli::{TimeArgs, vm_name};
 use crate::layout::{END, MAX_VCPUS, RAM};
 use crate::snapshot::{MemoryRange, total_bytes};
 use crate::state::profile::CpuProfile;
@@ -40,6 +41,10 @@ pub struct Offer {
     pub vcpus: u64,
     /// What they are.
     pub cpu: CpuProfile,
+    /// `GICD_IIDR`: the revision of its interrupt controller.
+    pub gic_implementation: u32,
+    /// Whether its guest has PSCI `SYSTEM_SUSPEND`.
+    pub system_suspend: bool,
 }
 
 /// Live physical time of a VM that is to move.
@@ -106,6 +111,44 @@ impl Host {
     }
 }
 
+impl Answer {
+    /// The same, of which nothing acts on a terminal or a log.
+    #[must_use]
+    pub fn printable(mut self) -> Self {
+        /// A host has some kinds of reasons, and a CPU some registers.
+        const MOST_REFUSALS: usize = 1000;
+        self.refusals.truncate(MOST_REFUSALS);
+        for text in self.refusals.iter_mut().chain([&mut self.who]) {
+            *text = in_short(text);
+        }
+        self
+    }
+}
+
+impl Started {
+    /// The same, of which nothing acts on a terminal or a log.
+    #[must_use]
+    pub fn printable(mut self) -> Self {
+        if let Some(record) = &mut self.record {
+            let Record {
+                event,
+                cause,
+                policy,
+                gap,
+                live,
+                ..
+            } = record;
+            let known = [Some(event), cause.as_mut(), policy.as_mut()];
+            let source = gap.as_mut().map(|it| &mut it.source);
+            let distance = live.as_mut().map(|it| &mut it.distance);
+            for text in known.into_iter().chain([source, distance]).flatten() {
+                *text = in_short(text);
+            }
+        }
+        self
+    }
+}
+
 impl Offer {
     /// Bytes of its memory.
     pub fn memory_bytes(&self) -> u64 {
@@ -118,6 +161,9 @@ impl Offer {
     ///
     /// What is wrong with it.
     pub fn check(&self) -> Result<(), String> {
+        vm_name(&self.id)?;
+        self.time.check()?;
+        self.check_words()?;
         if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
             return Err(format!(
                 "a VM has 1 to {MAX_VCPUS} vCPUs, not {}",
@@ -138,6 +184,25 @@ impl Offer {
                 self.memory
             )),
         }
+    }
+
+    /// What is shown to people is short, and what is compared is a word.
+    fn check_words(&self) -> Result<(), String> {
+        const LONGEST_WHO: usize = 1000;
+        const LONGEST_WORD: usize = 32;
+        if self.who.len() > LONGEST_WHO {
+            return Err(format!("whoever asks has at most {LONGEST_WHO} bytes"));
+        }
+        let is_word = |it: &str| {
+            it.bytes()
+                .all(|it| it.is_ascii_alphanumeric() || it == b'_')
+        };
+        if self.architecture.len() > LONGEST_WORD || !is_word(&self.architecture) {
+            return Err(format!(
+                "an architecture is a word of at most {LONGEST_WORD} letters, digits and underscores"
+            ));
+        }
+        Ok(())
     }
 
     /// Every reason why the VM cannot go on at a host, as far as that can be told without KVM.

@@ -11,8 +11,9 @@
 //!   Offer ─────────────────────────────▶  what the VM needs
 //!         ◀───────────────────────────── Answer, accepted or with every reason against it
 //!   Round, Memory*, Zero* … ───────────▶  copied while the guest runs, some rounds
+//!   Round ─────────────────────────────▶
 //!   (stops the VM)
-//!   Round, Memory*, Zero* ─────────────▶  what changed since
+//!   Memory*, Zero* ────────────────────▶  what changed since
 //!   Machine, Time ─────────────────────▶  makes a machine that is stopped
 //!         ◀───────────────────────────── Ready
 //!   (gives the VM away)
@@ -32,12 +33,13 @@
 //!
 //! # Time limits
 //!
-//! Each message has a deadline, each round of memory the time that its slowest acceptable
-//! connection takes, and there are at most [`MAX_ROUNDS`] of them. No length is believed: what a
-//! message may hold is limited by its kind and by the offer, and memory for it is taken as it
-//! arrives.
+//! Each message has a deadline, there are at most [`MAX_ROUNDS`] of memory, and all of them have the
+//! time that the slowest acceptable connection takes for [what has come](budget::Budget). A source
+//! that looks through memory that is zero says so now and then. No length is believed: what a message
+//! may hold is limited by its kind and by the offer, and memory for it is taken as it arrives.
 
 pub mod address;
+pub mod budget;
 pub mod dirty;
 pub mod frame;
 pub mod message;
@@ -61,6 +63,15 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Longest wait for the other side to have made or started a machine.
 pub const WORK_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Longest wait for the first words of whoever connects, while nobody else is heard.
+pub const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Longest time for which a source sends nothing while it looks through memory.
+pub const LONGEST_SILENCE: Duration = Duration::from_secs(1);
+
+/// The slowest that a source looks through memory that is zero, in bytes per second.
+pub const SLOWEST_ZEROS_PER_S: u64 = 16 << 20;
 
 /// The slowest connection over which memory is received, in bytes per second.
 pub const SLOWEST_BYTES_PER_S: u64 = 64 << 10;

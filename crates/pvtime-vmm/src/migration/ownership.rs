@@ -1,11 +1,13 @@
 //! Who may run a VM.
 //!
 //! ```text
-//!            give_away                 gone
-//!   ours ───────────────▶ in doubt ──────────▶ gone
-//!    ▲                     │   ▲
-//!    └─────────────────────┘   └─ a VM that arrived and was not committed
-//!      take_back, take_over
+//!          hold          give_away             gone
+//!   ours ──────▶ leaving ──────────▶ in doubt ──────▶ gone
+//!    ▲ ▲            │                 │   ▲
+//!    │ └────────────┘                 │   └─ a VM that arrived and was not committed
+//!    │      stay                      │
+//!    └────────────────────────────────┘
+//!           take_back, take_over
 //! ```
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,6 +18,8 @@ pub enum Owner {
     /// This process does.
     #[default]
     Ours,
+    /// This process does, which stopped it and is about to give it away.
+    Leaving,
     /// This process or the one at the other end of a migration.
     InDoubt,
     /// Another host's, whose name this is.
@@ -29,9 +33,19 @@ pub enum Owner {
 #[derive(Debug, Default)]
 pub struct Ownership(Mutex<Owner>);
 
+/// The VM is ours, and is not given away while this is held.
+#[derive(Debug)]
+#[must_use]
+pub struct Ours<'a> {
+    _owner: MutexGuard<'a, Owner>,
+}
+
 /// The VM may not go on here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotOurs {
+    /// It is being handed over.
+    #[error("the VM is on its way to another host; ask again when that is over")]
+    Leaving,
     /// It may run elsewhere.
     #[error(
         "the VM is in doubt: its migration was cut off while it changed hands, and the other host \
@@ -53,6 +67,22 @@ impl Ownership {
         self.lock().clone()
     }
 
+    /// From now on the VM stays as it is, so that it can be given away.
+    pub fn hold(&self) {
+        let mut owner = self.lock();
+        if *owner == Owner::Ours {
+            *owner = Owner::Leaving;
+        }
+    }
+
+    /// A VM that was held is not given away after all.
+    pub fn stay(&self) {
+        let mut owner = self.lock();
+        if *owner == Owner::Leaving {
+            *owner = Owner::Ours;
+        }
+    }
+
     /// The VM is given to somebody who may have got it and may not.
     pub fn give_away(&self) {
         *self.lock() = Owner::InDoubt;
@@ -72,11 +102,12 @@ impl Ownership {
     ///
     /// # Errors
     ///
-    /// [`NotOurs::Gone`].
+    /// [`NotOurs::Gone`], and [`NotOurs::Leaving`].
     pub fn take_over(&self) -> Result<bool, NotOurs> {
         let mut owner = self.lock();
         match &*owner {
             Owner::Ours => Ok(false),
+            Owner::Leaving => Err(NotOurs::Leaving),
             Owner::InDoubt => {
                 *owner = Owner::Ours;
                 Ok(true)
@@ -85,16 +116,18 @@ impl Ownership {
         }
     }
 
-    /// Refuses for a VM that is not certainly ours.
+    /// The right to let the VM go on; none for a VM that is not certainly ours.
     ///
     /// # Errors
     ///
     /// [`NotOurs`].
-    pub fn check(&self) -> Result<(), NotOurs> {
-        match self.owner() {
-            Owner::Ours => Ok(()),
+    pub fn ours(&self) -> Result<Ours<'_>, NotOurs> {
+        let owner = self.lock();
+        match &*owner {
+            Owner::Ours => Ok(Ours { _owner: owner }),
+            Owner::Leaving => Err(NotOurs::Leaving),
             Owner::InDoubt => Err(NotOurs::InDoubt),
-            Owner::Gone { to } => Err(NotOurs::Gone { to }),
+            Owner::Gone { to } => Err(NotOurs::Gone { to: to.clone() }),
         }
     }
 
@@ -107,15 +140,20 @@ impl Ownership {
 mod tests {
     use super::*;
 
+    fn refusal(ownership: &Ownership) -> Option<NotOurs> {
+        ownership.ours().err()
+    }
+
     #[test]
     fn a_vm_in_doubt_goes_on_only_when_an_operator_says_so() {
         let ownership = Ownership::default();
-        assert_eq!(ownership.check(), Ok(()));
+        assert_eq!(refusal(&ownership), None);
         assert_eq!(ownership.take_over(), Ok(false));
         ownership.give_away();
-        assert_eq!(ownership.check(), Err(NotOurs::InDoubt));
+        ownership.stay();
+        assert_eq!(refusal(&ownership), Some(NotOurs::InDoubt));
         assert_eq!(ownership.take_over(), Ok(true));
-        assert_eq!(ownership.check(), Ok(()));
+        assert_eq!(refusal(&ownership), None);
     }
 
     #[test]
@@ -125,7 +163,9 @@ mod tests {
         ownership.gone("tcp:there:1".into());
         let error = ownership.take_over().unwrap_err();
         assert_eq!(error.to_string(), "the VM is at tcp:there:1 now; ask there");
-        assert_eq!(ownership.check(), Err(error));
+        ownership.hold();
+        ownership.stay();
+        assert_eq!(refusal(&ownership), Some(error));
     }
 
     #[test]
@@ -134,5 +174,24 @@ mod tests {
         ownership.give_away();
         ownership.take_back();
         assert_eq!(ownership.owner(), Owner::Ours);
+    }
+
+    #[test]
+    fn a_vm_that_is_held_goes_on_only_when_it_stays() {
+        let ownership = Ownership::default();
+        ownership.hold();
+        assert_eq!(refusal(&ownership), Some(NotOurs::Leaving));
+        assert_eq!(ownership.take_over(), Err(NotOurs::Leaving));
+        ownership.stay();
+        assert_eq!(refusal(&ownership), None);
+    }
+
+    #[test]
+    fn a_vm_is_not_given_away_while_it_is_let_go_on() {
+        let ownership = Ownership::default();
+        let ours = ownership.ours().unwrap();
+        assert!(ownership.0.try_lock().is_err());
+        drop(ours);
+        assert!(ownership.0.try_lock().is_ok());
     }
 }

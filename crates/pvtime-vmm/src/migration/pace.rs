@@ -11,9 +11,19 @@ pub struct Plan {
     pub bytes_per_s: Option<u64>,
     /// How long the VM may be stopped, as far as one can tell beforehand.
     pub downtime: Duration,
+    /// After how long the VM goes on here if it is not ready to run there.
+    pub stop_limit: Duration,
 }
 
 impl Plan {
+    /// Where nobody says how long the VM may be stopped at most: many times as long as was hoped
+    /// for, and as long as a busy host takes to make a machine.
+    #[must_use]
+    pub fn default_stop_limit(downtime: Duration) -> Duration {
+        const LEAST: Duration = Duration::from_secs(10);
+        (downtime * 10).max(LEAST)
+    }
+
     /// How long to wait after `bytes` were sent in `elapsed`, so that it is not faster than asked
     /// for.
     #[must_use]
@@ -96,7 +106,17 @@ mod tests {
         Plan {
             bytes_per_s: Some(1000),
             downtime: Duration::from_millis(100),
+            stop_limit: SECOND,
         }
+    }
+
+    #[test]
+    fn a_stop_has_a_limit_of_its_own() {
+        let limit = Plan::default_stop_limit;
+        assert_eq!(limit(Duration::from_millis(300)), SECOND * 10);
+        assert_eq!(limit(SECOND * 3), SECOND * 30);
+        let longest = Duration::from_millis(u32::MAX.into());
+        assert_eq!(limit(longest), longest * 10);
     }
 
     #[test]

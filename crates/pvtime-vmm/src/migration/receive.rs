@@ -1,15 +1,17 @@
 //! The destination's side.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use pvtime_kvm::record::Record;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
+use super::budget::Budget;
 use super::frame::{Channel, Frame, Kind, Limits, StreamError, cut};
 use super::message::{Answer, Offer, Started};
 use super::wire::Wire;
-use super::{MAX_ROUNDS, PATIENCE, SLOWEST_BYTES_PER_S, WORK_PATIENCE};
+use super::{HELLO_PATIENCE, MAX_ROUNDS, PATIENCE, WORK_PATIENCE};
 use crate::failure;
 use crate::state::MachineState;
 
@@ -23,6 +25,24 @@ pub struct Arrival {
     pub machine: MachineState,
 }
 
+/// How long a destination waits for memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For each frame.
+    pub frame: Duration,
+    /// For the first of a round but the first: the source may stop its VM before.
+    pub stop: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            frame: PATIENCE,
+            stop: WORK_PATIENCE,
+        }
+    }
+}
+
 /// A host that takes VMs.
 pub trait Destination {
     /// A machine that has memory and nothing else yet.
@@ -31,7 +51,8 @@ pub trait Destination {
     /// Whether it takes such a VM; the offer describes one that there can be.
     fn answer(&mut self, offer: &Offer) -> Answer;
 
-    /// Makes a machine for it, with memory that is all zero.
+    /// Makes a machine for it, with memory that is all zero; for a dry run too, which learns so what
+    /// the host refuses.
     ///
     /// # Errors
     ///
@@ -40,6 +61,11 @@ pub trait Destination {
 
     /// The machine's memory.
     fn memory(blank: &Self::Blank) -> &GuestMemoryMmap;
+
+    /// How long it waits.
+    fn patience(&self) -> Patience {
+        Patience::default()
+    }
 }
 
 /// What became of a connection.
@@ -93,7 +119,7 @@ pub fn receive<W: Wire, D: Destination>(
     channel: &mut Channel<W>,
     destination: &mut D,
 ) -> Result<Visit<D::Blank>, ReceiveError> {
-    let offer: Offer = match channel.receive(Limits::new(0), PATIENCE)? {
+    let offer: Offer = match channel.receive(Limits::new(0), HELLO_PATIENCE)? {
         frame if frame.kind == Kind::Offer => frame.json()?,
         frame => return Err(frame.out_of_order().into()),
     };
@@ -106,21 +132,23 @@ pub fn receive<W: Wire, D: Destination>(
         }
     };
     let mut blank = None;
-    if !offer.dry_run && answer.refusals.is_empty() {
+    if answer.refusals.is_empty() {
         match destination.prepare(&offer) {
             Ok(prepared) => blank = Some(prepared),
             Err(error) => answer.refusals.push(failure::in_one_line(&error)),
         }
     }
     channel.send_json(Kind::Answer, &answer, PATIENCE)?;
-    let Some(blank) = blank else {
+    let Some(blank) = blank.filter(|_| !offer.dry_run) else {
         return Ok(Visit::Asked {
             who: offer.who,
             refusals: answer.refusals,
         });
     };
     let limits = Limits::new(usize::try_from(offer.vcpus).expect("it was checked"));
-    let arrival = receive_memory(channel, limits, D::memory(&blank), offer.memory_bytes())?;
+    let budget = Budget::new(offer.memory[0]);
+    let patience = destination.patience();
+    let arrival = receive_memory(channel, limits, D::memory(&blank), budget, patience)?;
     let time = match channel.receive(limits, PATIENCE)? {
         frame if frame.kind == Kind::Time => frame.contents.to_vec(),
         frame => return Err(unexpected(&frame)),
@@ -157,25 +185,33 @@ fn receive_memory<W: Wire>(
     channel: &mut Channel<W>,
     limits: Limits,
     memory: &GuestMemoryMmap,
-    memory_bytes: u64,
+    mut budget: Budget,
+    patience: Patience,
 ) -> Result<Arrival, ReceiveError> {
-    let longest_s = PATIENCE.as_secs() + memory_bytes / SLOWEST_BYTES_PER_S;
-    let mut rounds = 0;
-    let mut round_ends = Instant::now();
+    let begin = Instant::now();
+    let mut wait = patience.frame;
     loop {
-        let frame = channel.receive(limits, PATIENCE)?;
+        let frame = channel.receive(limits, wait)?;
+        wait = patience.frame;
+        let round = budget.rounds();
         match frame.kind {
-            Kind::Round if rounds < MAX_ROUNDS && frame.contents == rounds.to_le_bytes() => {
-                rounds += 1;
-                round_ends = Instant::now() + Duration::from_secs(longest_s);
+            Kind::Round if round < MAX_ROUNDS && frame.contents == round.to_le_bytes() => {
+                if round > 0 {
+                    wait = patience.stop;
+                }
+                budget.begin_round();
             }
-            Kind::Memory if rounds > 0 => write(&frame, memory)?,
-            Kind::Zero if rounds > 0 => clear(&frame, memory)?,
-            Kind::Machine if rounds > 0 => return Ok(frame.unpack()?),
+            Kind::Memory if round > 0 => budget.contents(&write(&frame, memory)?),
+            Kind::Zero if round > 0 => budget.zeros(&clear(&frame, memory)?),
+            Kind::Machine if round > 0 => return Ok(frame.unpack()?),
             _ => return Err(unexpected(&frame)),
         }
-        if Instant::now() > round_ends {
-            return Err(StreamError::TooSlow { limit_s: longest_s }.into());
+        let allowed = budget.allowed();
+        if begin.elapsed() > allowed {
+            return Err(StreamError::TooSlow {
+                limit_s: allowed.as_secs(),
+            }
+            .into());
         }
     }
 }
@@ -188,30 +224,32 @@ fn unexpected(frame: &Frame<'_>) -> ReceiveError {
     }
 }
 
-fn write(frame: &Frame<'_>, memory: &GuestMemoryMmap) -> Result<(), StreamError> {
+/// Returns where it was written.
+fn write(frame: &Frame<'_>, memory: &GuestMemoryMmap) -> Result<Range<u64>, StreamError> {
     let (address, bytes) = frame.word()?;
     check(frame, memory, address, bytes.len() as u64)?;
     memory
         .write_slice(bytes, GuestAddress(address))
-        .map_err(|error| frame.nonsense(error.to_string()))
+        .map_err(|error| frame.nonsense(&error.to_string()))?;
+    Ok(address..address + bytes.len() as u64)
 }
 
-/// Clears memory that a round before filled.
-fn clear(frame: &Frame<'_>, memory: &GuestMemoryMmap) -> Result<(), StreamError> {
+/// Clears memory that a round before filled, and returns where.
+fn clear(frame: &Frame<'_>, memory: &GuestMemoryMmap) -> Result<Range<u64>, StreamError> {
     const ZEROS: [u8; 4096] = [0; 4096];
     let (address, rest) = frame.word()?;
     let bytes = match rest.try_into() {
         Ok(bytes) => u64::from_le_bytes(bytes),
-        Err(_) => return Err(frame.nonsense(format!("{} bytes for a length", rest.len()))),
+        Err(_) => return Err(frame.nonsense(&format!("{} bytes for a length", rest.len()))),
     };
     check(frame, memory, address, bytes)?;
     for offset in (0..bytes).step_by(ZEROS.len()) {
         let length = usize::try_from(bytes - offset).map_or(ZEROS.len(), |it| it.min(ZEROS.len()));
         memory
             .write_slice(&ZEROS[..length], GuestAddress(address + offset))
-            .map_err(|error| frame.nonsense(error.to_string()))?;
+            .map_err(|error| frame.nonsense(&error.to_string()))?;
     }
-    Ok(())
+    Ok(address..address + bytes)
 }
 
 /// Refuses what is not memory of this VM, what is more of it than one frame is for, and nothing,
@@ -230,7 +268,7 @@ fn check(
     if fits {
         return Ok(());
     }
-    Err(frame.nonsense(format!(
+    Err(frame.nonsense(&format!(
         "it is for {bytes} bytes at {address:#x}, which is no memory of the VM"
     )))
 }
@@ -253,10 +291,11 @@ pub fn take<W: Wire>(
     channel: &mut Channel<W>,
     start: impl FnOnce() -> anyhow::Result<Option<Record>>,
 ) -> Taken {
-    let committed = channel
-        .send(Kind::Ready, &[], PATIENCE)
-        .and_then(|()| channel.receive(Limits::new(0), WORK_PATIENCE));
-    match committed {
+    if let Err(error) = channel.send(Kind::Ready, &[], PATIENCE) {
+        // What the source has of it is no whole frame, so it gives nothing away.
+        return Taken::Kept(error.to_string());
+    }
+    match channel.receive(Limits::new(0), WORK_PATIENCE) {
         Ok(frame) if frame.kind == Kind::Commit => {}
         Ok(frame) if frame.kind == Kind::Abort => return Taken::Kept(frame.text()),
         Ok(frame) => return Taken::InDoubt(frame.out_of_order()),

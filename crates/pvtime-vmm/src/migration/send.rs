@@ -20,6 +20,9 @@ use crate::event::Event;
 use crate::snapshot::{ranges, runs};
 use crate::state::MachineState;
 
+/// As much as is said to be zero for something to be said.
+const PAGE_BYTES: usize = 4096;
+
 /// A VM that is to move. Its state is read while its last memory is sent.
 pub trait Source: Sync {
     /// Its memory.
@@ -108,6 +111,15 @@ pub enum Reason {
     /// The destination cannot.
     #[error("the destination says: {0}")]
     There(String),
+    /// The guest stood still for as long as it may.
+    #[error(
+        "the VM was stopped for {limit_ms} ms and was not ready to run there; use a faster connection, \
+         or give a longer --stop-limit"
+    )]
+    Stopped {
+        /// How long it may be stopped.
+        limit_ms: u64,
+    },
 }
 
 impl From<anyhow::Error> for Reason {
@@ -129,6 +141,8 @@ pub struct Sender<'a, W, S> {
     pub monitor: &'a Monitor,
     /// Raised when the migration is called off.
     pub cancel: &'a Event,
+    /// The destination hears something after this time, even where memory is zero.
+    pub longest_silence: Duration,
 }
 
 /// What was sent to a destination that has yet to say that it is ready.
@@ -174,7 +188,7 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
         self.channel.send_json(Kind::Offer, offer, PATIENCE)?;
         let frame = self.channel.receive(Limits::new(0), WORK_PATIENCE)?;
         match frame.kind {
-            Kind::Answer => Ok(frame.json()?),
+            Kind::Answer => Ok(frame.json::<Answer>()?.printable()),
             Kind::Failed => Err(Reason::There(frame.text())),
             _ => Err(frame.out_of_order().into()),
         }
@@ -205,9 +219,18 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
             Ok(ran) => ran,
             Err(error) => return Err(self.keep(error.into(), false)),
         };
+        let limit = ran.then(|| stopped_at + self.plan.stop_limit);
+        self.channel.set_limit(limit);
         let sent = logged
             .map_err(Reason::Here)
-            .and_then(|written| self.finish(rounds, left, &written, ran));
+            .and_then(|written| self.finish(rounds, left, &written, ran))
+            .map_err(|reason| match limit {
+                Some(limit) if Instant::now() >= limit => Reason::Stopped {
+                    limit_ms: milliseconds(self.plan.stop_limit),
+                },
+                _ => reason,
+            });
+        self.channel.set_limit(None);
         match sent {
             Ok(()) => Ok(Sent {
                 rounds: rounds + 1,
@@ -231,11 +254,14 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
         let mut pace = Rounds::default();
         for round in 0.. {
             let (begin, before) = (Instant::now(), self.channel.sent_bytes());
-            self.round(round, &todo, Some(begin))?;
+            self.begin_round(round)?;
+            self.pieces(round, &todo, Some(begin))?;
             let bytes = self.channel.sent_bytes() - before;
             let left = self.source.dirty()?;
             let next = pace.next(&self.plan, bytes, begin.elapsed(), left.bytes());
             if let Some(enough) = next {
+                // The destination has patience with its first frame, since the VM is stopped before.
+                self.begin_round(round + 1)?;
                 return Ok((round + 1, left, enough));
             }
             todo = left.runs().collect();
@@ -256,7 +282,7 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
         let source = self.source;
         let (state, sent) = thread::scope(|scope| {
             let state = scope.spawn(|| source.state());
-            let sent = self.round(round, &todo, None);
+            let sent = self.pieces(round, &todo, None);
             (state.join().expect("reading a state does not panic"), sent)
         });
         sent?;
@@ -282,7 +308,7 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
         let answer = told.and_then(|()| {
             let frame = self.channel.receive(Limits::new(0), WORK_PATIENCE)?;
             match frame.kind {
-                Kind::Started => Ok(Ok(frame.json()?)),
+                Kind::Started => Ok(Ok(frame.json::<Started>()?.printable())),
                 Kind::Failed => Ok(Err(frame.text())),
                 _ => Err(frame.out_of_order()),
             }
@@ -320,8 +346,13 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
         let _ = self.channel.send(Kind::Abort, cut(&reason), PATIENCE);
     }
 
+    fn begin_round(&mut self, round: u32) -> Result<(), StreamError> {
+        self.channel
+            .send(Kind::Round, &round.to_le_bytes(), PATIENCE)
+    }
+
     /// Sends memory, not faster than asked for if it has a beginning to count from.
-    fn round(
+    fn pieces(
         &mut self,
         round: u32,
         todo: &[Range<u64>],
@@ -336,8 +367,6 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
             it.left_bytes = total;
         });
         let before = self.channel.sent_bytes();
-        self.channel
-            .send(Kind::Round, &round.to_le_bytes(), PATIENCE)?;
         for range in todo {
             for start in range.clone().step_by(MEMORY_BYTES) {
                 let end = range.end.min(start + MEMORY_BYTES as u64);
@@ -364,7 +393,7 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
             .memory()
             .read_slice(&mut bytes, GuestAddress(range.start))
             .expect("a range of this memory");
-        let mut zeros_from = 0;
+        let (mut zeros_from, mut is_silent) = (0, is_new);
         let whole = length..length;
         for run in runs(&bytes).chain(std::iter::once(whole)) {
             if !is_new && zeros_from < run.start {
@@ -374,6 +403,7 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
             if run.is_empty() {
                 break;
             }
+            is_silent = false;
             let address = range.start + run.start as u64;
             let contents = &bytes[run];
             let fill = |buffer: &mut [u8]| {
@@ -383,6 +413,12 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
             let bytes = WORD_BYTES + contents.len();
             self.channel
                 .send_with(Kind::Memory, bytes, fill, PATIENCE)?;
+        }
+        if self.channel.silent_for() >= self.longest_silence {
+            if is_silent {
+                self.zeros(range.start, 0..length.min(PAGE_BYTES))?;
+            }
+            self.channel.flush(PATIENCE)?;
         }
         Ok(())
     }

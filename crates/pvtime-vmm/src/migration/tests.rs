@@ -15,6 +15,7 @@ use super::frame::Kind;
 use super::message::LiveOffer;
 use super::monitor::{Monitor, Phase};
 use super::pace::Plan;
+use super::receive::Patience;
 use super::report;
 use super::send::{Failure, Reason};
 
@@ -59,6 +60,72 @@ fn zero_pages_are_not_sent() {
 }
 
 #[test]
+fn a_source_does_not_fall_silent_over_memory_that_is_zero() {
+    let empty = World {
+        is_empty: true,
+        dirty_rounds: 0,
+        ..world()
+    };
+    let talkative = World {
+        longest_silence: Duration::ZERO,
+        ..empty.clone()
+    };
+    let pieces = sides::MEMORY_BYTES / super::frame::MEMORY_BYTES as u64;
+    let frames = talkative.count_frames().to_destination;
+    assert!(frames > pieces, "{frames} frames for {pieces} pieces");
+    assert!(empty.count_frames().to_destination < pieces);
+    let (outcome, _) = talkative.migrate(Cut::default());
+    assert_eq!(outcome, Outcome::moved(true));
+    let (outcome, _) = World {
+        longest_silence: Duration::ZERO,
+        ..world()
+    }
+    .migrate(Cut::default());
+    assert_eq!(outcome, Outcome::moved(true), "and clears nothing else");
+}
+
+#[test]
+fn a_vm_that_was_stopped_for_too_long_goes_on_here() {
+    let slow = World {
+        assembly_takes: Duration::from_millis(1500),
+        plan: Plan {
+            stop_limit: Duration::from_millis(300),
+            ..world().plan
+        },
+        ..world()
+    };
+    let (outcome, report) = slow.migrate(Cut::default());
+    let Err(Failure::Kept(reason @ Reason::Stopped { limit_ms: 300 })) = report else {
+        panic!("{report:?}");
+    };
+    let said = reason.to_string();
+    assert!(said.contains("give a longer --stop-limit"), "{said}");
+    assert_eq!(outcome.source, Side::Runs);
+    assert_eq!(outcome.destination, Side::Nothing);
+    // One that stands still anyway has time.
+    let paused = World {
+        runs: false,
+        ..slow
+    };
+    let (outcome, _) = paused.migrate(Cut::default());
+    assert_eq!(outcome, Outcome::moved(false));
+}
+
+#[test]
+fn a_destination_waits_until_the_vm_is_stopped() {
+    let slow = World {
+        pause_takes: Duration::from_secs(4),
+        patience: Patience {
+            frame: Duration::from_secs(3),
+            ..Patience::default()
+        },
+        ..world()
+    };
+    let (outcome, report) = slow.migrate(Cut::default());
+    assert_eq!(outcome, Outcome::moved(true), "{report:?}");
+}
+
+#[test]
 fn a_dry_run_and_a_refusal_move_nothing() {
     let dry = World {
         dry_run: true,
@@ -72,10 +139,15 @@ fn a_dry_run_and_a_refusal_move_nothing() {
         prepare_fails: true,
         ..world()
     };
+    let dry_unprepared = World {
+        dry_run: true,
+        ..unprepared.clone()
+    };
     for (world, expected, reasons) in [
         (dry, report::Outcome::Accepted, 0),
         (refused, report::Outcome::Refused, 2),
         (unprepared, report::Outcome::Refused, 1),
+        (dry_unprepared, report::Outcome::Refused, 1),
     ] {
         let (outcome, report) = world.migrate(Cut::default());
         let report = report.unwrap();
@@ -85,6 +157,26 @@ fn a_dry_run_and_a_refusal_move_nothing() {
         assert_eq!(outcome.destination, Side::Nothing);
         assert!(!outcome.was_paused && !outcome.was_logged, "it noticed");
     }
+}
+
+#[test]
+fn what_a_destination_says_is_printed_as_text() {
+    let refused = World {
+        refusals: vec!["too\u{1b}[2Jsmall\npvtime: the VM is at \u{9b}mars"],
+        ..world()
+    };
+    let (_, report) = refused.migrate(Cut::default());
+    let said = &report.unwrap().refusals;
+    assert_eq!(said[..], ["too [2Jsmall pvtime: the VM is at  mars"]);
+
+    let mut record = crate::api::fake::record("resume");
+    record.policy = Some("a\u{1b}[2J".into());
+    record.gap.as_mut().unwrap().source = "x".repeat(2000);
+    let record = Some(record);
+    let started = super::message::Started { record }.printable();
+    let record = started.record.unwrap();
+    assert_eq!(record.policy.as_deref(), Some("a [2J"));
+    assert_eq!(record.gap.unwrap().source.len(), 1000);
 }
 
 #[test]
@@ -140,8 +232,8 @@ fn a_guest_that_writes_faster_than_memory_is_sent_is_stopped_at_last() {
     let world = World {
         dirty_rounds: u32::MAX,
         plan: Plan {
-            bytes_per_s: None,
             downtime: Duration::ZERO,
+            ..world().plan
         },
         ..world()
     };
@@ -156,6 +248,7 @@ fn memory_is_not_sent_faster_than_asked_for() {
         plan: Plan {
             bytes_per_s: Some(1 << 20),
             downtime: Duration::from_secs(10),
+            ..world().plan
         },
         ..world()
     };
@@ -175,6 +268,7 @@ fn a_migration_that_is_called_off_leaves_the_vm_running() {
         plan: Plan {
             bytes_per_s: Some(1 << 10),
             downtime: Duration::ZERO,
+            ..world().plan
         },
         cancel_after: Some(Duration::from_millis(100)),
         ..world()
@@ -315,8 +409,8 @@ fn an_offer_is_the_same_after_the_stream() {
 fn pair(cut: Cut) -> (Faulty, Faulty) {
     let (source, destination) = UnixStream::pair().unwrap();
     (
-        Faulty::new(source, cut.of_source()),
-        Faulty::new(destination, cut.of_destination()),
+        Faulty::new(source, cut.of_source(), cut.patience()),
+        Faulty::new(destination, cut.of_destination(), cut.patience()),
     )
 }
 

@@ -253,9 +253,14 @@ impl Scene {
 
     /// A VM in doubt does not go on without somebody's word.
     fn refuse_to_resume(&mut self, found: Found, receiver: &Receiver, what: &str) {
-        for (side, state) in found.sides.iter().enumerate() {
-            if *state == Side::InDoubt && self.ctl(side, receiver, &["resume"]).is_ok() {
-                self.tally.resumed_in_doubt.push(what.to_owned());
+        let sides = found.sides.iter().enumerate();
+        for (side, _) in sides.filter(|(_, state)| **state == Side::InDoubt) {
+            for command in ["resume", "finish-sleep"] {
+                if self.ctl(side, receiver, &[command]).is_ok() {
+                    self.tally
+                        .resumed_in_doubt
+                        .push(format!("{command}, {what}"));
+                }
             }
         }
     }

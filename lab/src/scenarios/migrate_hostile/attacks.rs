@@ -34,6 +34,7 @@ const LIES: [(&str, u32, Option<u32>); 5] = [
 /// All that is refused as soon as it is heard.
 pub fn attacks(stream: &Stream) -> Result<Vec<Attack>> {
     let mut attacks = hellos(stream);
+    offers(stream, &mut attacks)?;
     lengths(stream, &mut attacks)?;
     places(stream, &mut attacks)?;
     for (name, kind) in MESSAGES {
@@ -76,6 +77,44 @@ fn hellos(stream: &Stream) -> Vec<Attack> {
         attack("a newer version", with(8, 2), "speaks version 2"),
         attack("an older version", with(8, 0), "speaks version 0"),
     ]
+}
+
+/// Offers of what no command line would take, and of what a terminal or a log would.
+fn offers(stream: &Stream, attacks: &mut Vec<Attack>) -> Result<()> {
+    let honest = stream.offer()?;
+    let mut add = |name: &str, change: fn(&mut serde_json::Value), says| {
+        let mut offer = honest.clone();
+        change(&mut offer);
+        let contents = offer.to_string();
+        attacks.push(Attack {
+            name: name.into(),
+            bytes: Forged::new(&stream.hello)
+                .frame(OFFER, contents.as_bytes())
+                .bytes,
+            says,
+        });
+    };
+    add(
+        "a line in a field's name",
+        |offer| offer["x\npvtime: \u{1b}[2Jy"] = 1.into(),
+        "unknown field `x pvtime:  [2Jy`",
+    );
+    add(
+        "an architecture that acts on a terminal",
+        |offer| offer["architecture"] = "\u{1b}]0;x\u{7}\n".into(),
+        "an architecture is a word",
+    );
+    add(
+        "a name that is none",
+        |offer| offer["id"] = "a\nb".into(),
+        "letters, digits and hyphens",
+    );
+    add(
+        "stolen time without end",
+        |offer| offer["time"]["stolen_time_period"] = 0.into(),
+        "is 1 to 10000 ms, not 0",
+    );
+    Ok(())
 }
 
 /// Lengths that lie.

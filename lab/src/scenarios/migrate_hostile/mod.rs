@@ -73,7 +73,7 @@ fn play(stage: &mut Stage) -> Result<()> {
             Step {
                 name: "send what is no VM",
                 act: attack_all,
-                checks: |scene| scene.refused.checks("hostile", 32, 10.0),
+                checks: |scene| scene.refused.checks("hostile", 36, 10.0),
             },
             Step {
                 name: "send nonsense in the place of the commit",

@@ -69,9 +69,14 @@ impl Stream {
         )
     }
 
+    /// What the VM needs.
+    pub fn offer(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::from_slice(&self.frames[self.first(OFFER)?].1)?)
+    }
+
     /// From where to where the VM that was offered has memory.
     pub fn memory(&self) -> Result<(u64, u64)> {
-        let offer: serde_json::Value = serde_json::from_slice(&self.frames[self.first(OFFER)?].1)?;
+        let offer = self.offer()?;
         let range = &offer["memory"][0];
         let numbers = range["start"].as_u64().zip(range["bytes"].as_u64());
         let Some((start, bytes)) = numbers else {

@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "memory slots and ioctls that kvm-ioctls lacks")]
 
 mod machine;
+mod whole;
 
 use std::fs;
 

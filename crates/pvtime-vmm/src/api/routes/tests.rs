@@ -90,6 +90,29 @@ fn a_vm_that_was_not_started_is_in_no_state_to_be_changed() {
 }
 
 #[test]
+fn a_vm_in_doubt_does_nothing_but_be_taken_over() {
+    let (vm, api) = started();
+    assert_eq!(ask(&api, "PUT", "/time/host-sleep", PREPARE).0, 204);
+    vm.is_in_doubt.store(true, Ordering::SeqCst);
+    for (method, path, body) in [
+        ("PATCH", "/vm", PAUSE),
+        ("PATCH", "/vm", RESUME),
+        ("PUT", "/snapshot/create", r#"{"snapshot_path":"/a"}"#),
+        ("PUT", "/migration", r#"{"destination":"unix:/a"}"#),
+        ("PUT", "/time/host-sleep", PREPARE),
+        ("PUT", "/time/host-sleep", FINISH),
+    ] {
+        let (status, message) = fault(&api, method, path, body);
+        assert_eq!(status, 409, "{path} {body}");
+        assert!(message.contains("resume --take-over"), "{message}");
+    }
+    assert_eq!(vm.records.last(), 2, "nothing was done");
+    let take_over = r#"{"state":"TakenOver"}"#;
+    assert_eq!(ask(&api, "PATCH", "/vm", take_over).0, 204);
+    assert_eq!(ask(&api, "GET", "/", "").1["state"], "Running");
+}
+
+#[test]
 fn a_vm_is_saved_and_ended() {
     let (vm, api) = started();
     let snapshot = |path: &str| json!({ "snapshot_path": path }).to_string();

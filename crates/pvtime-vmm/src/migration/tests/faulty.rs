@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::migration::wire::{Connection, Wire};
 
@@ -16,7 +16,7 @@ pub struct Cut {
 }
 
 /// How what one side sends fails.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
     #[default]
     Never,
@@ -64,6 +64,12 @@ impl Cut {
         }
     }
 
+    /// The longest wait of either side: what is not to come does not come after a second either.
+    pub fn patience(self) -> Duration {
+        let never = self.source == Fault::Never && self.destination == Fault::Never;
+        Duration::from_secs(if never { 60 } else { 1 })
+    }
+
     pub fn of_source(self) -> Fault {
         self.source
     }
@@ -78,16 +84,18 @@ pub struct Faulty {
     inner: Box<dyn Wire>,
     socket: UnixStream,
     fault: Fault,
+    patience: Duration,
     pub bytes: Arc<AtomicU64>,
     pub writes: Arc<AtomicU64>,
 }
 
 impl Faulty {
-    pub fn new(socket: UnixStream, fault: Fault) -> Self {
+    pub fn new(socket: UnixStream, fault: Fault, patience: Duration) -> Self {
         Self {
             inner: Box::new(Connection::from(socket.try_clone().unwrap())),
             socket,
             fault,
+            patience,
             bytes: Arc::default(),
             writes: Arc::default(),
         }
@@ -148,9 +156,8 @@ impl Write for Faulty {
 
 impl Wire for Faulty {
     fn set_deadline(&mut self, until: Instant) {
-        // What is not to come does not come after a second either.
         self.inner
-            .set_deadline(until.min(Instant::now() + std::time::Duration::from_secs(1)));
+            .set_deadline(until.min(Instant::now() + self.patience));
     }
 
     fn ignore_cancel(&mut self) {

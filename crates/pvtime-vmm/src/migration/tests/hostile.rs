@@ -241,6 +241,30 @@ fn what_makes_no_sense_is_refused() {
     Forged::new()
         .json(Kind::Offer, &none)
         .refused("1 to 512 vCPUs, not 0");
+    for (field, value, expected) in [
+        ("id", "a b\n", "letters, digits and hyphens"),
+        ("id", "", "letters, digits and hyphens"),
+        (
+            "architecture",
+            "\u{1b}]0;x\u{7}",
+            "an architecture is a word",
+        ),
+        ("architecture", &"a".repeat(33), "an architecture is a word"),
+        ("who", &"a".repeat(1001), "at most 1000 bytes"),
+    ] {
+        let mut odd = serde_json::to_value(offer()).unwrap();
+        odd[field] = value.into();
+        Forged::new().json(Kind::Offer, &odd).refused(expected);
+    }
+    for (field, ms, expected) in [
+        ("stolen_time_period", 0, "is 1 to 10000 ms, not 0"),
+        ("stolen_time_period", 10_001, "is 1 to 10000 ms, not 10001"),
+        ("suspend_limit", 99, "is 100 to 600000 ms, not 99"),
+    ] {
+        let mut odd = serde_json::to_value(offer()).unwrap();
+        odd["time"][field] = ms.into();
+        Forged::new().json(Kind::Offer, &odd).refused(expected);
+    }
     let mut arrival = Arrival {
         runs: true,
         machine: sides::machine(),
@@ -251,6 +275,16 @@ fn what_makes_no_sense_is_refused() {
         .packed(Kind::Machine, &arrival)
         .frame(Kind::Time, b"")
         .refused("it has 0 vCPUs");
+}
+
+#[test]
+fn the_name_of_a_field_forges_no_line() {
+    let mut more = serde_json::to_value(offer()).unwrap();
+    more[format!("x\npvtime: \u{9b}31m{}", "y".repeat(100_000))] = 1.into();
+    let said = said_to(&Forged::new().json(Kind::Offer, &more).bytes);
+    assert!(said.contains("unknown field `x pvtime:  31my"), "{said}");
+    assert!(!said.contains(char::is_control), "{said:?}");
+    assert!(said.len() < 2000, "{} bytes", said.len());
 }
 
 #[test]

@@ -14,13 +14,14 @@ use crate::cli::{PolicyArg, StallArg, StolenTimeArg, SwitchArg, TimeArgs};
 use crate::event::Event;
 use crate::generation::Generation;
 use crate::layout::RAM;
+use crate::migration::LONGEST_SILENCE;
 use crate::migration::dirty::DirtyPages;
 use crate::migration::frame::{Channel, StreamError};
 use crate::migration::message::{Answer, Offer};
 use crate::migration::monitor::Monitor;
 use crate::migration::ownership::{Owner, Ownership};
 use crate::migration::pace::Plan;
-use crate::migration::receive::{self, Destination, Taken, Visit};
+use crate::migration::receive::{self, Destination, Patience, Taken, Visit};
 use crate::migration::report::Report;
 use crate::migration::send::{Failure, Sender, Source};
 use crate::migration::tls;
@@ -88,6 +89,14 @@ pub struct World {
     /// Rounds in which the guest writes.
     pub dirty_rounds: u32,
     pub plan: Plan,
+    /// Its memory is all zero.
+    pub is_empty: bool,
+    pub longest_silence: Duration,
+    /// How long its vCPUs take to stop.
+    pub pause_takes: Duration,
+    pub patience: Patience,
+    /// How long the destination takes to make a machine.
+    pub assembly_takes: Duration,
     pub cancel_after: Option<Duration>,
 }
 
@@ -107,7 +116,13 @@ impl Default for World {
             plan: Plan {
                 bytes_per_s: None,
                 downtime: Duration::from_micros(1),
+                stop_limit: Duration::from_secs(60),
             },
+            is_empty: false,
+            longest_silence: LONGEST_SILENCE,
+            pause_takes: Duration::ZERO,
+            patience: Patience::default(),
+            assembly_takes: Duration::ZERO,
             cancel_after: None,
         }
     }
@@ -194,6 +209,8 @@ pub fn offer() -> Offer {
             }],
             others: vec![0x6030_0000_0010_0000],
         },
+        gic_implementation: 0x3_043b,
+        system_suspend: false,
     }
 }
 
@@ -269,7 +286,12 @@ impl<'a> FakeSource<'a> {
     fn new(world: &'a World) -> Self {
         let memory = memory();
         // One page in 16 is not zero.
-        for page in (0..MEMORY_BYTES / PAGE).step_by(16) {
+        let pages = if world.is_empty {
+            0
+        } else {
+            MEMORY_BYTES / PAGE
+        };
+        for page in (0..pages).step_by(16) {
             let byte = u8::try_from(page % 251).unwrap() + 1;
             let address = GuestAddress(RAM + page * PAGE + page % PAGE);
             memory.write_obj(byte, address).unwrap();
@@ -289,7 +311,7 @@ impl<'a> FakeSource<'a> {
     fn side(&self) -> Side {
         match (self.ownership.owner(), self.runs.load(Ordering::SeqCst)) {
             (Owner::Ours, true) => Side::Runs,
-            (Owner::Ours, false) => Side::Stopped,
+            (Owner::Ours | Owner::Leaving, false) => Side::Stopped,
             (Owner::InDoubt, false) => Side::InDoubt,
             (Owner::Gone { .. }, false) => Side::Gone,
             (owner, true) => panic!("it runs, and is {owner:?}"),
@@ -333,6 +355,7 @@ impl Source for FakeSource<'_> {
         if self.world.pause_fails {
             bail!("a vCPU does not stop");
         }
+        thread::sleep(self.world.pause_takes);
         let ran = self.runs.swap(false, Ordering::SeqCst);
         self.was_paused.fetch_or(ran, Ordering::SeqCst);
         Ok(ran)
@@ -347,7 +370,7 @@ impl Source for FakeSource<'_> {
     }
 
     fn resume(&self) -> Result<()> {
-        self.ownership.check()?;
+        let _ours = self.ownership.ours()?;
         assert!(!self.runs.swap(true, Ordering::SeqCst));
         Ok(())
     }
@@ -390,6 +413,10 @@ impl Destination for FakeDestination<'_> {
 
     fn memory(blank: &GuestMemoryMmap) -> &GuestMemoryMmap {
         blank
+    }
+
+    fn patience(&self) -> Patience {
+        self.0.patience
     }
 }
 
@@ -439,6 +466,7 @@ impl World {
                 plan: self.plan,
                 monitor: &monitor,
                 cancel: &cancel,
+                longest_silence: self.longest_silence,
             };
             sender.send("there", &offer)
         });
@@ -473,6 +501,7 @@ impl World {
         assert_eq!(arrived.arrival.machine, machine());
         assert_eq!(arrived.time, TIME);
         let memory = Some(contents(&arrived.blank));
+        thread::sleep(self.assembly_takes);
         if self.assemble_fails {
             receive::fail(&mut channel, &anyhow::anyhow!("no such register"));
             return (Side::Nothing, None);

@@ -30,10 +30,10 @@ use rustls::{
 pub use files::{Files, SetupError};
 pub use refusal::Refusal;
 
-use super::PATIENCE;
 use super::address::Address;
 use super::frame::StreamError;
 use super::wire::Wire;
+use super::{HELLO_PATIENCE, PATIENCE};
 
 /// How long the other side has to hear why it is refused, and how much it may say meanwhile.
 const PARTING: (Duration, u64) = (Duration::from_secs(1), 64 << 10);
@@ -85,7 +85,7 @@ impl Client {
     /// [`StreamError::Refused`], and what a connection fails with.
     pub fn connect<W: Wire>(&self, wire: W) -> Result<Secured<ClientConnection, W>, StreamError> {
         let tls = ClientConnection::new(Arc::clone(&self.config), self.name.clone());
-        Secured::new(tls, wire)
+        Secured::new(tls, wire, PATIENCE)
     }
 }
 
@@ -124,7 +124,7 @@ impl Server {
     /// [`StreamError::Refused`], and what a connection fails with.
     pub fn accept<W: Wire>(&self, wire: W) -> Result<Secured<ServerConnection, W>, StreamError> {
         let tls = ServerConnection::new(Arc::clone(&self.0));
-        Secured::new(tls, wire)
+        Secured::new(tls, wire, HELLO_PATIENCE)
     }
 }
 
@@ -134,10 +134,14 @@ where
     S: SideData,
     W: Wire,
 {
-    fn new(tls: Result<C, rustls::Error>, wire: W) -> Result<Self, StreamError> {
+    fn new(
+        tls: Result<C, rustls::Error>,
+        wire: W,
+        patience: Duration,
+    ) -> Result<Self, StreamError> {
         let tls = tls.map_err(|error| StreamError::Refused(Refusal::new(&error)))?;
         let mut stream = StreamOwned::new(tls, wire);
-        stream.sock.set_deadline(Instant::now() + PATIENCE);
+        stream.sock.set_deadline(Instant::now() + patience);
         match stream.conn.complete_io(&mut stream.sock) {
             Ok(_) => Ok(Self(stream)),
             Err(error) => {

@@ -61,6 +61,24 @@ pub enum Error {
     },
 }
 
+/// `GICD_IIDR`: which revision of KVM's implementation the guest sees.
+///
+/// # Errors
+///
+/// What KVM refuses: everything, while a vCPU runs.
+pub fn implementation(gic: &DeviceFd) -> Result<u32, Error> {
+    Gic::new(gic, &Attributes::new()).read(&Bank::shared(0), GICD_IIDR, 0)
+}
+
+/// Whether the guest of a controller that was just made can see that revision, which it does then.
+///
+/// # Errors
+///
+/// Where KVM does not have it.
+pub fn try_implementation(gic: &DeviceFd, implementation: u32) -> Result<(), Error> {
+    Gic::new(gic, &Attributes::new()).write(&Bank::shared(0), GICD_IIDR, 0, implementation)
+}
+
 impl GicState {
     /// Reads the state of a controller whose vCPUs have these affinities.
     ///
