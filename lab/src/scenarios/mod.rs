@@ -39,9 +39,11 @@ mod stolen_user;
 mod suspend;
 mod suspend_and_save;
 mod suspend_coordinated;
+mod suspend_el1;
 mod suspend_linux;
 mod three_guests;
 mod timers_survive;
+mod view;
 mod watch;
 mod watchdog;
 
@@ -176,6 +178,7 @@ pub const ALL: &[Scenario] = &[
     suspend::ANNOUNCED,
     suspend::UNANNOUNCED,
     suspend_linux::SCENARIO,
+    suspend_el1::SCENARIO,
     suspend_coordinated::BY_REQUEST,
     suspend_coordinated::SCENARIO,
     suspend_and_save::SCENARIO,
