@@ -133,6 +133,10 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
         "guests with another kernel, of 90 MB",
     ),
     (
+        "suspend-moved",
+        "half a minute of suspensions; suspend-el1 is one of them",
+    ),
+    (
         "suspend-request",
         "half a minute of sleeps; suspends and suspend-and-save are others",
     ),
@@ -179,6 +183,7 @@ pub const ALL: &[Scenario] = &[
     suspend::UNANNOUNCED,
     suspend_linux::SCENARIO,
     suspend_el1::SCENARIO,
+    suspend_el1::MOVED,
     suspend_coordinated::BY_REQUEST,
     suspend_coordinated::SCENARIO,
     suspend_and_save::SCENARIO,
