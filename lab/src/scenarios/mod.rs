@@ -29,6 +29,7 @@ mod pause_freeze;
 mod pauses;
 mod physical_counter;
 mod restore_frequencies;
+mod saved_guest;
 mod side_by_side;
 mod snapshot_advance;
 mod snapshot_freeze;
