@@ -72,8 +72,6 @@ struct Nap {
     after: View,
     is_moved: bool,
     stop: Adjustment,
-    /// It was still suspended just before it was woken.
-    slept_on: bool,
     resume: Adjustment,
     /// What was recorded meanwhile, by every VMM that it had.
     records: Vec<Adjustment>,
@@ -207,7 +205,10 @@ impl Scene {
             travel(guest, host)?;
         }
         sleep(WAKES.saturating_sub(armed.elapsed()))?;
-        let asleep = await_status(guest, host)?.state == "Suspended";
+        let status = await_status(guest, host)?;
+        if status.state != "Suspended" {
+            bail!("the guest was {} before it was woken", status.state);
+        }
         let resume = wake(guest, host)?;
         match guest.await_answer(host, request)? {
             Body::Done => {}
@@ -225,7 +226,6 @@ impl Scene {
             before,
             after,
             stop,
-            slept_on: asleep,
             resume,
             records: recorded,
             hello: hello(&mut asked)?,
@@ -315,7 +315,6 @@ impl Nap {
             "ticks",
         );
         vec![
-            count("awake_before", u64::from(!self.slept_on), "VMs"),
             equals("suspends_recorded", suspends, 1, "records"),
             equals("resumes_recorded", resumes, 1, "records").with_detail(told),
             at_most(
