@@ -37,6 +37,12 @@ impl SavedTime {
         self.0.paused_time.is_some()
     }
 
+    /// Whether its guest has suspended itself, so that it goes on only when it is resumed.
+    #[must_use]
+    pub fn is_guest_suspended(&self) -> bool {
+        self.0.guest_suspended
+    }
+
     /// Whether the VM can go on at a host whose counter runs at `host`: at the same frequency, or
     /// with live physical time that its guest asked for.
     ///

@@ -282,9 +282,10 @@ Examples:
   pvtime restore before-upgrade --paused --api-socket second.sock
 
 The guest goes on where it was saved: freeze, its counters show no time; advance, they show what
-passed by the two hosts' wall clocks. A snapshot can be restored as often as one likes, on any host
-whose counter has the same frequency, or on any at all if its guest uses live physical time. What does
-not verify is refused before a vCPU exists.";
+passed by the two hosts' wall clocks. One that had suspended itself sleeps on until `pvtime ctl SOCKET
+resume` or finish-sleep, and its counters show what passed. A snapshot can be restored as often as one
+likes, on any host whose counter has the same frequency, or on any at all if its guest uses live
+physical time. What does not verify is refused before a vCPU exists.";
 
 /// A VM out of a snapshot.
 #[derive(Debug, Args)]

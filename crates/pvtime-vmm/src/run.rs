@@ -51,7 +51,7 @@ pub fn run(args: &RunArgs, mut boot: Boot) -> Result<ExitCode> {
     })
 }
 
-/// Lets a saved VM go on, to its end.
+/// Lets a saved VM go on, to its end. A guest that has suspended itself sleeps on.
 ///
 /// # Errors
 ///
@@ -71,11 +71,16 @@ pub fn restore(args: &RestoreArgs, snapshot: Snapshot) -> Result<ExitCode> {
         Some(&time),
     )?;
     config.check_saved(&time)?;
+    if time.is_guest_suspended() && args.vm.api_socket.is_none() {
+        bail!(
+            "the guest of this snapshot has suspended itself, and nobody could wake it; give              --api-socket PATH, and then `pvtime ctl PATH resume`"
+        );
+    }
     let (machine, time) = Machine::restore(config, snapshot, &mut progress("loading"))?;
     drive(&args.vm, machine, signals, |machine| {
         let begun = Instant::now();
         machine.time.restore(&time, Cause::Snapshot)?;
-        if !args.paused {
+        if !args.paused && !machine.time.is_guest_suspended() {
             machine.resume()?;
         }
         let took_us = begun.elapsed().as_micros();
@@ -173,6 +178,9 @@ fn announce(cpus: usize, machine: &Machine) {
     );
     if live.is_some() {
         eprintln!("pvtime: live physical time: {LIVE_PHYSICAL_TIME_LIMITS}");
+    }
+    if time.is_guest_suspended() {
+        eprintln!("pvtime: its guest has suspended itself; `pvtime ctl SOCKET resume` wakes it");
     }
     if let Some(limits) = time.counter_limits() {
         eprintln!("pvtime: {limits}");

@@ -130,12 +130,6 @@ impl Suspension {
         }
     }
 
-    /// Whether the guest is suspended.
-    #[must_use]
-    pub fn is_suspended(&self) -> bool {
-        self.lock().is_suspended
-    }
-
     /// Waits for as long as that for the guest to be suspended; whether it is.
     #[must_use]
     pub fn await_suspended(&self, limit: Duration) -> bool {
@@ -206,7 +200,7 @@ mod tests {
         assert!(guest.await_suspended(Duration::MAX));
         assert_eq!((guest.take(1), guest.call()), (None, Some(CALL)));
         assert_eq!((guest.take(2), guest.call()), (Some(CALL), None));
-        assert!(!guest.is_suspended());
+        assert!(!guest.await_suspended(SOON), "it is awake");
     }
 
     #[test]

@@ -11,9 +11,9 @@ use crate::plain::PlainMachine;
 use crate::report::{Check, Limit};
 use crate::scenario::{Scenario, Stage, Step, no_checks};
 use anyhow::{Context, Result};
-use guest_protocol::Workload;
 use guest_protocol::report::{Interfaces, Spin, TimerState};
 use guest_protocol::request::Fill;
+use guest_protocol::{Action, Workload};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ struct Scene {
     pause: Option<(Adjustment, Adjustment)>,
     timers: Vec<TimerState>,
     tests: Tests,
+    /// What it says when it is to suspend itself.
+    refusal: String,
     damaged: u64,
     changes: u64,
     plain: Plain,
@@ -62,7 +64,7 @@ fn play(stage: &mut Stage) -> Result<()> {
             Step {
                 name: "have the guest test itself",
                 act: test,
-                checks: |scene| check_tests(&scene.tests, 14, "pvtime"),
+                checks: |scene| scene.check_tests(),
             },
             Step {
                 name: "pause the guest while its timers run",
@@ -138,7 +140,12 @@ fn pause(scene: &mut Scene, _: &mut Stage) -> Result<()> {
 fn test(scene: &mut Scene, _: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
     let guest = scene.guest.as_mut().context("no guest")?;
-    scene.tests = bare(guest, host).run_tests()?;
+    let mut asked = bare(guest, host);
+    scene.tests = asked.run_tests()?;
+    scene.refusal = match asked.ask_all(Action::Suspend) {
+        Ok(_) => String::new(),
+        Err(refusal) => refusal.to_string(),
+    };
     // The VMM lives, and knows its VM.
     guest.status(host)?;
     Ok(())
@@ -174,6 +181,14 @@ fn cpus(online: u32, machine: &str) -> Check {
 }
 
 impl Scene {
+    fn check_tests(&self) -> Vec<Check> {
+        let mut checks = check_tests(&self.tests, 16, "pvtime");
+        let is_refused = self.refusal.contains("--suspend-guest on");
+        let refused = at_least("suspends_refused", is_refused.into(), 1, "requests");
+        checks.push(refused.with_detail(self.refusal.as_str()));
+        checks
+    }
+
     fn check_stolen_time(&self) -> Check {
         let found = self.interfaces.iter().flat_map(|it| it.stolen_time.iter());
         let addresses: BTreeSet<_> = found.flatten().map(|found| found.address).collect();
@@ -234,7 +249,7 @@ impl Plain {
     fn checks(&self) -> Vec<Check> {
         let mut checks = vec![cpus(self.cpus_online, "plain QEMU")];
         checks.extend(check_spins("backwards_steps", &self.spins, 3, "plain QEMU"));
-        checks.extend(check_tests(&self.tests, 8, "plain QEMU"));
+        checks.extend(check_tests(&self.tests, 10, "plain QEMU"));
         checks
     }
 }

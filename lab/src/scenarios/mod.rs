@@ -29,6 +29,7 @@ mod pause_freeze;
 mod pauses;
 mod physical_counter;
 mod restore_frequencies;
+mod saved_guest;
 mod side_by_side;
 mod snapshot_advance;
 mod snapshot_freeze;
@@ -39,9 +40,11 @@ mod stolen_user;
 mod suspend;
 mod suspend_and_save;
 mod suspend_coordinated;
+mod suspend_el1;
 mod suspend_linux;
 mod three_guests;
 mod timers_survive;
+mod view;
 mod watch;
 mod watchdog;
 
@@ -131,6 +134,10 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
         "guests with another kernel, of 90 MB",
     ),
     (
+        "suspend-moved",
+        "half a minute of suspensions; suspend-el1 is one of them",
+    ),
+    (
         "suspend-request",
         "half a minute of sleeps; suspends and suspend-and-save are others",
     ),
@@ -176,6 +183,8 @@ pub const ALL: &[Scenario] = &[
     suspend::ANNOUNCED,
     suspend::UNANNOUNCED,
     suspend_linux::SCENARIO,
+    suspend_el1::SCENARIO,
+    suspend_el1::MOVED,
     suspend_coordinated::BY_REQUEST,
     suspend_coordinated::SCENARIO,
     suspend_and_save::SCENARIO,

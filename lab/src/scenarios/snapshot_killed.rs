@@ -2,15 +2,15 @@
 //! restored whole, or refused.
 
 use super::pauses::median;
+use super::saved_guest::{self, SAVED};
 use crate::bare::{Bare, OnHost};
-use crate::guest::{Guest, GuestImage, GuestSpec, host_spec};
+use crate::guest::Guest;
 use crate::host::Host;
 use crate::interrupt::sleep;
 use crate::report::{Check, Limit};
 use crate::scenario::{Scenario, Stage, Step, no_checks};
 use anyhow::{Context, Result};
 use fastrand::Rng;
-use guest_protocol::Workload;
 use guest_protocol::request::Fill;
 use lab_agent::message::{ChildId, Exit, Spawn};
 use rustix::process::Signal;
@@ -38,10 +38,9 @@ const FILL: Fill = Fill {
 };
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The guest that is killed, the one that shows what is left, and the snapshot that both come from.
+/// The guest that is killed, and the one that shows what is left.
 const KILLED: &str = "killed";
 const SHOWN: &str = "shown";
-const GOOD: &str = "good";
 
 struct Scene {
     host: Option<Host>,
@@ -125,25 +124,8 @@ fn play(stage: &mut Stage) -> Result<()> {
 }
 
 fn prepare(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
-    let mut host = stage.boot(&host_spec("host", stage.assets, &stage.logs)?)?;
-    let spec = GuestSpec {
-        image: GuestImage::El1,
-        cpus: 2,
-        memory_mib: 16,
-        ..GuestSpec::new("first")
-    };
-    let mut guest = Guest::start(&spec, &mut host)?;
-    guest.await_hello(&mut host)?;
-    let mut asked = OnHost {
-        guest: &mut guest,
-        host: &mut host,
-    };
-    asked.fill(FILL)?;
-    asked.give_work(1, Workload::Change)?;
-    guest.pause(&mut host)?;
-    let good = host.file(GOOD);
-    guest.ctl(&mut host, &["snapshot", &good])?;
-    guest.stop(&mut host)?;
+    let mut host = saved_guest::prepare(stage, FILL)?;
+    let good = host.file(SAVED);
     let (mut saving, mut restoring) = (Vec::new(), Vec::new());
     for number in 0..MEASURED {
         let begun = Instant::now();
@@ -164,7 +146,7 @@ fn prepare(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
 
 fn kill_saving(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
-    let good = host.file(GOOD);
+    let good = host.file(SAVED);
     for number in 1..=POINTS {
         stage.step(&format!("kill a VMM that saves, {number} of {POINTS}"));
         let guest = restore(KILLED, &good, host)?.map_err(|why| anyhow::anyhow!(why))?;
@@ -196,7 +178,7 @@ fn kill_saving(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
 
 fn kill_restoring(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
-    let good = host.file(GOOD);
+    let good = host.file(SAVED);
     for number in 1..=POINTS {
         stage.step(&format!("kill a VMM that restores, {number} of {POINTS}"));
         clear(KILLED, host);

@@ -4,17 +4,15 @@
 //! VMMs do.
 
 use super::pauses::backwards_steps;
+use super::view::{View, records};
 use super::watch::ms;
-use crate::bare::{Bare, OnHost};
-use crate::control::{Accounts, Adjustment};
+use crate::control::Adjustment;
 use crate::guest::{Guest, GuestImage, GuestSpec, Receiver, host_spec};
 use crate::host::Host;
 use crate::report::{Check, Limit};
 use crate::scenario::{Scenario, Stage, Step, no_checks};
 use anyhow::{Context, Result};
 use guest_protocol::Workload;
-use guest_protocol::report::PausedTime;
-use std::time::Instant;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "suspend-and-save",
@@ -55,16 +53,6 @@ struct Trip {
     /// What both VMMs recorded of it.
     records: Option<Vec<Adjustment>>,
     backwards_steps: u64,
-}
-
-/// What a guest and its VMM know at one moment.
-struct View {
-    asked: Instant,
-    answered: Instant,
-    paused: PausedTime,
-    counter: u64,
-    accounts: Vec<Accounts>,
-    frequency_hz: u64,
 }
 
 fn play(stage: &mut Stage) -> Result<()> {
@@ -192,31 +180,6 @@ fn by_snapshot(
     Ok((guest, Some(left)))
 }
 
-fn records(guest: &Guest, host: &mut Host) -> Result<Vec<Adjustment>> {
-    let records = guest.adjustments(host)?.into_iter();
-    let records = records.map(|it| Ok(serde_json::from_value(it)?));
-    records.collect()
-}
-
-impl View {
-    fn of(guest: &mut Guest, host: &mut Host) -> Result<Self> {
-        let frequency_hz = host.facts().counter_frequency_hz.context("no frequency")?;
-        let mut bare = OnHost { guest, host };
-        let paused = bare.interfaces()?.paused_time;
-        let asked = Instant::now();
-        let counter = bare.clocks()?.virtual_after;
-        let answered = Instant::now();
-        Ok(Self {
-            asked,
-            answered,
-            counter,
-            paused: paused.context("the guest finds no paused time")?,
-            accounts: guest.ledger(host)?,
-            frequency_hz,
-        })
-    }
-}
-
 impl Trip {
     fn checks(&self) -> Vec<Check> {
         let (none, at_least) = (Limit::Equals(0.0), Limit::AtLeast);
@@ -254,7 +217,7 @@ impl Trip {
             ),
             check(
                 "counter_and_pauses_error_ms",
-                self.error_ms(paused_ns),
+                self.after.error_ms(&self.before, paused_ns),
                 Limit::AtMost(1.0),
                 "ms",
             ),
@@ -292,19 +255,6 @@ impl Trip {
         } else {
             MIGRATION
         })
-    }
-
-    /// What the counter showed of the way, and what the guest is told that it did not, against what
-    /// passed; beyond the time of the answers.
-    fn error_ms(&self, paused_ns: u64) -> f64 {
-        let (before, after) = (&self.before, &self.after);
-        let ticks = u128::from(after.counter.wrapping_sub(before.counter));
-        let known_ns =
-            ticks * 1_000_000_000 / u128::from(after.frequency_hz) + u128::from(paused_ns);
-        let least = (after.asked - before.answered).as_nanos();
-        let most = (after.answered - before.asked).as_nanos();
-        let beyond_ns = least.saturating_sub(known_ns) + known_ns.saturating_sub(most);
-        ms(u64::try_from(beyond_ns).unwrap_or(u64::MAX))
     }
 
     /// Every vCPU's accounts of stops, whatever their causes, against what the guest is told.

@@ -36,7 +36,8 @@ impl VmTime {
     }
 
     /// Brings saved time into a VM that was not started; it is stopped then, and
-    /// [`resume`](Self::resume) starts it by the policy for `cause`.
+    /// [`resume`](Self::resume) starts it by the policy for `cause`, or, where its guest has
+    /// suspended itself, wakes it as if it had not been moved.
     ///
     /// # Errors
     ///
@@ -59,6 +60,8 @@ impl VmTime {
         self.interfaces.resume(vm.sequences);
         let written = vcpus.clone();
         self.on_vcpus(move |index, vcpu| timers::write(vcpu, &written[index].timers))?;
+        // Of a guest that suspended itself, the way is a part of that.
+        let cause = state.timeline.stop_cause().unwrap_or(cause);
         self.restore_accounts(&mut state, &vm, &vcpus, cause)
     }
 

@@ -143,12 +143,9 @@ impl Machine {
     fn carry_out_suspends(&self) {
         let watches = self.time_args.watch_host == SwitchArg::On;
         loop {
-            let is_suspended = watches && self.suspension.is_suspended();
-            let patience = if is_suspended {
-                LOOK_EVERY
-            } else {
-                Duration::MAX
-            };
+            // One that was suspended elsewhere is so without having asked here.
+            let is_suspended = watches && self.time.is_guest_suspended();
+            let patience = if watches { LOOK_EVERY } else { Duration::MAX };
             let before_ns = clock::boottime_ns();
             let Some(has_asked) = self.suspension.await_call(patience) else {
                 return;

@@ -50,7 +50,7 @@ pub struct MachineState {
     /// Which generation of its VM the machine is; all zero in a snapshot of format 1.
     #[serde(default)]
     pub generation: Generation,
-    /// What its guest asked for, if it had suspended itself or was about to.
+    /// What its guest asked for, if it had suspended itself or was about to: it goes on there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspend_call: Option<SuspendCall>,
 }

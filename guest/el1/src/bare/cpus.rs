@@ -58,12 +58,24 @@ pub struct Silent {
     cpu: usize,
 }
 
+impl Silent {
+    /// That CPU.
+    pub const fn new(cpu: usize) -> Self {
+        Self { cpu }
+    }
+}
+
 /// Seconds.
 const PATIENCE_S: u64 = 10;
 
 /// Says that this CPU is set up.
 pub fn arrive() {
     ARRIVED.fetch_add(1, Ordering::Release);
+}
+
+/// Says that this CPU is to be turned off.
+pub fn depart() {
+    ARRIVED.fetch_sub(1, Ordering::Release);
 }
 
 /// CPUs that are set up.
@@ -145,7 +157,7 @@ pub fn send(cpu: usize, errand: Errand) -> Result<Outcome, Silent> {
         match core::mem::replace(&mut *mail, Mail::Empty) {
             Mail::Outcome(outcome) => return Ok(outcome),
             // Too late to be run: it was taken back.
-            _ if is_over(start) => return Err(Silent { cpu }),
+            _ if is_over(start) => return Err(Silent::new(cpu)),
             other => *mail = other,
         }
         drop(mail);

@@ -96,6 +96,11 @@ fn translate() {
     GENERATION.fetch_add(1, Ordering::Release);
 }
 
+/// Has this CPU set its stream up anew: it was turned on.
+pub fn forget(cpu: usize) {
+    DONE[cpu].store(0, Ordering::Relaxed);
+}
+
 /// Waits for some events, and counts them.
 pub fn wait() {
     const ROUND: u64 = 16;

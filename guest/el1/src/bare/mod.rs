@@ -14,6 +14,7 @@ mod registers;
 mod service;
 mod spinning;
 mod start;
+mod suspend;
 mod tests;
 mod timers;
 mod vectors;
@@ -21,7 +22,6 @@ mod window;
 mod work;
 
 use crate::cmdline::{OptionError, Options};
-use guest_protocol::report::MAX_BARE_CPUS;
 use machine::{Machine, MachineError};
 
 /// What the machine lacks, or what it was told that it cannot do.
@@ -48,9 +48,7 @@ pub enum StartError {
 
 /// The first CPU, with the address of the device tree, on a stack with the MMU on.
 fn main(device_tree: u64, _: u64, _: u64, _: u64) -> ! {
-    registers::set_cpu(0);
-    vectors::install();
-    window::enable();
+    cpu_reach_memory(0);
     let failed = match set_up(device_tree) {
         Ok(()) => work::run(0),
         Err(error) => error,
@@ -80,28 +78,36 @@ fn set_up(device_tree: u64) -> Result<(), StartError> {
     interfaces::find(machine);
     cpu_set_up(0);
     paused::find(machine);
-    for (cpu, affinity) in machine.cpus.iter().enumerate().skip(1) {
-        start::start_cpu(machine, cpu, *affinity)
-            .map_err(|error| StartError::CpuOn { cpu, error })?;
-    }
-    cpus::await_all(machine.cpus.len().min(MAX_BARE_CPUS));
+    start::start_others(machine)?;
     service::introduce();
     Ok(())
+}
+
+/// A CPU that was turned on.
+fn cpu_begin(cpu: usize) {
+    cpu_reach_memory(cpu);
+    cpu_set_up(cpu);
+}
+
+/// The first that a CPU does: from then on it can fault.
+fn cpu_reach_memory(cpu: usize) {
+    registers::set_cpu(cpu);
+    vectors::install();
+    window::enable();
 }
 
 /// What each CPU does for itself.
 fn cpu_set_up(cpu: usize) {
     gic::set_up_cpu(cpu);
     interfaces::find_own(cpu);
+    events::forget(cpu);
+    timers::put_back(cpu);
     cpus::arrive();
     registers::enable_interrupts();
 }
 
 /// Every CPU but the first.
 fn secondary(cpu: usize) -> ! {
-    registers::set_cpu(cpu);
-    vectors::install();
-    window::enable();
-    cpu_set_up(cpu);
+    cpu_begin(cpu);
     work::run(cpu)
 }

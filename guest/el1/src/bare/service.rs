@@ -19,7 +19,7 @@ use super::interfaces::{self, number};
 use super::machine::machine;
 use super::memory::DoesNotFit;
 use super::timers::ArmError;
-use super::{events, failure, memory, port, spinning, tests, timers};
+use super::{events, failure, memory, port, spinning, suspend, tests, timers};
 
 /// Lines that arrive, and their answers.
 pub struct Service {
@@ -29,6 +29,11 @@ pub struct Service {
 /// Sends the first report.
 pub fn introduce() {
     send(None, hello());
+}
+
+/// Answers a request to suspend the machine, which was suspended and woken.
+pub fn suspended(id: Option<u32>) {
+    send(id, Body::Done);
 }
 
 impl Service {
@@ -93,11 +98,10 @@ fn answer(request: Request) {
             ),
         },
         Action::RunTests => run_tests(id),
-        Action::Suspend => refuse(
-            id,
-            ErrorKind::Refused,
-            "this guest does not suspend itself; boot guest/linux",
-        ),
+        Action::Suspend => {
+            let Err(error) = suspend::suspend(id);
+            refuse(id, ErrorKind::Refused, error);
+        }
         Action::PowerOff => {
             bye(id, ByeReason::PowerOff);
             failure::power_off()

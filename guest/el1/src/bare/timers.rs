@@ -78,6 +78,13 @@ fn set_control(timer: Timer, control: u64) {
     }
 }
 
+fn compare(timer: Timer) -> u64 {
+    match timer {
+        Timer::Virtual => registers::virtual_compare(),
+        Timer::Physical => registers::physical_compare(),
+    }
+}
+
 fn set_compare(timer: Timer, compare: u64) {
     match timer {
         Timer::Virtual => registers::set_virtual_compare(compare),
@@ -153,6 +160,41 @@ pub fn fired(cpu: usize, timer: Timer) {
         armed.interrupts += 1;
         let now = if armed.order.live { live } else { native };
         armed.fired_at = armed.fired_at.or(now.ok());
+    }
+}
+
+/// Both timers' registers on each CPU, from before it was turned off.
+static KEPT: [Mutex<[Registers; 2]>; MAX_BARE_CPUS] =
+    [const { Mutex::new([Registers::OFF; 2]) }; MAX_BARE_CPUS];
+
+/// A timer's control and compare value.
+#[derive(Clone, Copy)]
+struct Registers {
+    control: u64,
+    compare: u64,
+}
+
+impl Registers {
+    const OFF: Self = Self {
+        control: 0,
+        compare: 0,
+    };
+}
+
+/// Keeps the timers of this CPU, which is about to lose them. No interrupt of it comes any more.
+pub fn keep(cpu: usize) {
+    *KEPT[cpu].lock() = [Timer::Virtual, Timer::Physical].map(|timer| Registers {
+        control: control(timer) & (ENABLED | MASKED),
+        compare: compare(timer),
+    });
+}
+
+/// Sets the timers of this CPU to what was kept, or off: one that was due meanwhile fires now.
+pub fn put_back(cpu: usize) {
+    let kept = *KEPT[cpu].lock();
+    for (timer, kept) in [Timer::Virtual, Timer::Physical].into_iter().zip(kept) {
+        set_compare(timer, kept.compare);
+        set_control(timer, kept.control);
     }
 }
 

@@ -42,7 +42,7 @@ const PAGE: u64 = 3 | 1 << 2 | 3 << 8 | 1 << 10 | 3 << 53;
 /// Turns the window on, on the CPU that calls.
 pub fn enable() {
     SECOND_LEVEL.0[0].store(address_of(&THIRD_LEVEL) | TABLE, Ordering::Release);
-    registers::publish_page_table();
+    registers::publish_stores();
     // SAFETY: the table is a static, and its only descriptor that is not 0 names another.
     unsafe { registers::set_upper_table(address_of(&SECOND_LEVEL)) }
 }
@@ -162,6 +162,6 @@ fn place_of(page: u64) -> Option<usize> {
     mapped.push(page).ok()?;
     let place = mapped.len() - 1;
     THIRD_LEVEL.0[place].store(page | PAGE, Ordering::Release);
-    registers::publish_page_table();
+    registers::publish_stores();
     Some(place)
 }

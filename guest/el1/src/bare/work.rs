@@ -5,7 +5,7 @@ use core::hint::black_box;
 use guest_protocol::Workload;
 use guest_protocol::report::SpinClock;
 
-use super::{cpus, events, interfaces, memory, port, registers, service, spinning};
+use super::{cpus, events, interfaces, memory, port, registers, service, spinning, suspend};
 
 /// Works until the machine stops.
 pub fn run(cpu: usize) -> ! {
@@ -13,6 +13,9 @@ pub fn run(cpu: usize) -> ! {
     let mut before = Workload::Idle;
     loop {
         cpus::run_errand(cpu);
+        if cpu != 0 && suspend::is_asked() {
+            suspend::leave(cpu);
+        }
         events::follow(cpu);
         if let Some(service) = service.as_mut() {
             interfaces::watch_frequency();
@@ -25,7 +28,7 @@ pub fn run(cpu: usize) -> ! {
         }
         match workload {
             Workload::Idle => registers::wait_for_interrupt_unless(|| {
-                cpus::has_errand(cpu) || cpu == 0 && port::has_input()
+                cpus::has_errand(cpu) || suspend::is_asked() || cpu == 0 && port::has_input()
             }),
             Workload::Busy => compute(),
             Workload::Spin => spinning::round(cpu, SpinClock::Virtual),

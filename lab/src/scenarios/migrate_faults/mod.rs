@@ -7,14 +7,14 @@ mod sides;
 use self::fault::{Kind, Lengths, Planned};
 use self::sides::{Found, Side, decide};
 use super::bare_checks::{at_least, count};
+use super::saved_guest::{self, SAVED};
 use crate::bare::{Bare, OnHost};
-use crate::guest::{Guest, GuestImage, GuestSpec, Receiver, host_spec};
+use crate::guest::{Guest, Receiver};
 use crate::host::Host;
 use crate::report::Check;
 use crate::scenario::{Scenario, Stage};
 use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
-use guest_protocol::Workload;
 use guest_protocol::request::Fill;
 use lab_agent::message::{ChildId, Exit, Spawn};
 use lab_agent::relay::{LISTENS, Order, Passed, RELAY};
@@ -51,7 +51,6 @@ const LIMIT: Duration = Duration::from_secs(45);
 
 /// Names of the VMMs, which take turns.
 const NAMES: [&str; 2] = ["here", "there"];
-const GOOD: &str = "good";
 
 /// What came of the faults.
 #[derive(Default)]
@@ -118,25 +117,7 @@ fn play(stage: &mut Stage, points: usize) -> Result<()> {
 
 impl Scene {
     fn begin(stage: &mut Stage, random: Rng) -> Result<Self> {
-        let mut host = stage.boot(&host_spec("host", stage.assets, &stage.logs)?)?;
-        let spec = GuestSpec {
-            image: GuestImage::El1,
-            cpus: 2,
-            memory_mib: 16,
-            ..GuestSpec::new("first")
-        };
-        let mut guest = Guest::start(&spec, &mut host)?;
-        guest.await_hello(&mut host)?;
-        let mut asked = OnHost {
-            guest: &mut guest,
-            host: &mut host,
-        };
-        asked.fill(FILL)?;
-        asked.give_work(1, Workload::Change)?;
-        guest.pause(&mut host)?;
-        let good = host.file(GOOD);
-        guest.ctl(&mut host, &["snapshot", &good])?;
-        guest.stop(&mut host)?;
+        let mut host = saved_guest::prepare(stage, FILL)?;
         let guest = restore(0, &mut host)?;
         Ok(Self {
             host,
@@ -341,7 +322,7 @@ impl Scene {
 
 /// A guest as it was saved, under one of the names, once it answers.
 fn restore(at: usize, host: &mut Host) -> Result<Guest> {
-    let good = host.file(GOOD);
+    let good = host.file(SAVED);
     let mut guest = Guest::restore(NAMES[at], true, &good, host)?;
     let mut asked = OnHost {
         guest: &mut guest,

@@ -112,9 +112,15 @@ pub(super) const FLAG_LIVE_FOUND: u32 = 1 << 2;
 pub(super) const FLAG_LIVE_RAN: u32 = 1 << 3;
 /// The guest is told of its pauses.
 pub(super) const FLAG_TOLD: u32 = 1 << 4;
+/// The guest suspended itself; with the cause host suspend, and without live physical time.
+pub(super) const FLAG_GUEST_SUSPENDED: u32 = 1 << 5;
 /// The flags that there are.
-pub(super) const FLAGS: u32 =
-    FLAG_VIRTUAL_ONLY | FLAG_LIVE | FLAG_LIVE_FOUND | FLAG_LIVE_RAN | FLAG_TOLD;
+pub(super) const FLAGS: u32 = FLAG_VIRTUAL_ONLY
+    | FLAG_LIVE
+    | FLAG_LIVE_FOUND
+    | FLAG_LIVE_RAN
+    | FLAG_TOLD
+    | FLAG_GUEST_SUSPENDED;
 
 /// A vCPU's record, 160 bytes.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

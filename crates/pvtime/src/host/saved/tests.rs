@@ -34,6 +34,7 @@ fn vm() -> SavedVm {
         },
         count: GuestCount(24_007),
         cause: Cause::Snapshot,
+        guest_suspended: false,
         counters: CounterScope::Both,
         live: Some(LiveParts {
             native: Frequency::from_hz(24_000_000).unwrap(),
@@ -60,6 +61,14 @@ fn vm() -> SavedVm {
             live_physical_time: 4,
             paused_time: 6,
         },
+    }
+}
+
+fn suspended_vm() -> SavedVm {
+    SavedVm {
+        cause: Cause::HostSuspend,
+        guest_suspended: true,
+        ..plain_vm()
     }
 }
 
@@ -117,7 +126,7 @@ fn vcpu_with(change: impl FnOnce(&mut VcpuLayout)) -> Result<SavedVcpu, SavedErr
 
 #[test]
 fn records_come_back() {
-    for saved in [vm(), plain_vm()] {
+    for saved in [vm(), plain_vm(), suspended_vm()] {
         assert_eq!(SavedVm::parse(&saved.emit()), Ok(saved));
     }
     let never_translated = SavedVcpu {
@@ -285,7 +294,7 @@ fn what_is_wrong_is_said() {
 fn bytes_that_mean_nothing_are_refused() {
     type Change = fn(&mut VmLayout);
     let changes: [(&str, Change); 9] = [
-        ("a flag", |vm| vm.flags = (vm.flags.get() | 1 << 5).into()),
+        ("a flag", |vm| vm.flags = (vm.flags.get() | 1 << 6).into()),
         ("a reserved field", |vm| vm.reserved = 1.into()),
         ("the counter's frequency", |vm| vm.frequency_hz = 0.into()),
         ("the wall clock", |vm| vm.wall_standard = 2.into()),
@@ -330,6 +339,21 @@ fn values_that_contradict_each_other_are_refused() {
         paused_time,
     };
     let cases = [
+        (
+            "a guest that suspended itself",
+            SavedVm {
+                cause: Cause::Operator,
+                ..suspended_vm()
+            },
+        ),
+        (
+            "a guest that suspended itself",
+            SavedVm {
+                cause: Cause::HostSuspend,
+                guest_suspended: true,
+                ..vm()
+            },
+        ),
         (
             "an odd sequence",
             SavedVm {
@@ -569,6 +593,7 @@ proptest! {
             },
             count,
             cause: Cause::Operator,
+            guest_suspended: false,
             counters: CounterScope::Both,
             live: Some(live.parts()),
             paused: PausedNs::new([paused_ns, 0, 0, 1]),

@@ -1,8 +1,8 @@
 //! A VM's record.
 
 use super::layout::{
-    FLAG_LIVE, FLAG_LIVE_FOUND, FLAG_LIVE_RAN, FLAG_TOLD, FLAG_VIRTUAL_ONLY, FLAGS, VmLayout,
-    by_cause, open, seal,
+    FLAG_GUEST_SUSPENDED, FLAG_LIVE, FLAG_LIVE_FOUND, FLAG_LIVE_RAN, FLAG_TOLD, FLAG_VIRTUAL_ONLY,
+    FLAGS, VmLayout, by_cause, open, seal,
 };
 use super::{Record, SavedError};
 use crate::abi::paused_time::{self, Pause, PausedTime};
@@ -31,6 +31,9 @@ pub struct SavedVm {
     pub count: GuestCount,
     /// Why it stopped.
     pub cause: Cause,
+    /// Whether its guest suspended itself, and is to be woken; the cause is then
+    /// [`Cause::HostSuspend`], and there is no live physical time.
+    pub guest_suspended: bool,
     /// Which counters the offset applied to.
     pub counters: CounterScope,
     /// Live physical time, if the VM has it.
@@ -92,6 +95,10 @@ impl SavedVm {
 
     fn check(&self) -> Result<(), SavedError> {
         self.checked_live()?;
+        expect(
+            !self.guest_suspended || self.cause == Cause::HostSuspend && self.live.is_none(),
+            "a guest that suspended itself",
+        )?;
         let Sequences {
             live_physical_time,
             paused_time,
@@ -135,7 +142,8 @@ impl SavedVm {
         ) | flag(self.live.is_some(), FLAG_LIVE)
             | flag(live(|live| live.found), FLAG_LIVE_FOUND)
             | flag(live(|live| live.ran), FLAG_LIVE_RAN)
-            | flag(self.paused_time.is_some(), FLAG_TOLD);
+            | flag(self.paused_time.is_some(), FLAG_TOLD)
+            | flag(self.guest_suspended, FLAG_GUEST_SUSPENDED);
         let mut layout = VmLayout {
             frequency_hz: self.sample.frequency.hz().into(),
             host_counter: self.sample.counter.0.into(),
@@ -190,6 +198,7 @@ impl SavedVm {
             count: GuestCount(layout.guest_counter.get()),
             cause: Cause::from_code(paused_time::Cause(layout.cause.get()))
                 .ok_or(impossible("the cause"))?,
+            guest_suspended: has(FLAG_GUEST_SUSPENDED),
             counters: if has(FLAG_VIRTUAL_ONLY) {
                 CounterScope::VirtualOnly
             } else {

@@ -36,6 +36,8 @@
 //! - A snapshot or a migration is [`Event::Pause`] and [`Timeline::save`] here,
 //!   [`Event::Restore`] and [`Event::Resume`] there; one that failed is [`Event::Resume`] here. Ask
 //!   [`Timeline::admits`] with the other host's frequency before anything is moved.
+//! - A guest that suspended itself stays so wherever it goes, and knows from its counters for how
+//!   long: whatever the policies are, they run on until it is resumed.
 //! - A sleep that is announced is [`Event::Pause`] with [`Cause::HostSuspend`] before and
 //!   [`Event::Resume`] after it.
 //!
@@ -228,6 +230,7 @@ impl Timeline {
             sample: stop.sample,
             count: stop.count,
             cause: stop.cause,
+            guest_suspended: stop.by_guest,
             counters: self.config.counters,
             live: self.live.map(|live| live.parts()),
             paused: self.paused,

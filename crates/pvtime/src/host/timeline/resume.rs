@@ -48,11 +48,13 @@ impl Timeline {
             .paused_time
             .then(|| saved.paused_time.unwrap_or_default());
         let (sample, count) = (saved.sample, saved.count);
+        let by_guest = saved.guest_suspended;
         let stop = Stop {
             sample,
             count,
-            cause,
-            by_guest: false,
+            // The way is a part of what the guest sleeps through.
+            cause: if by_guest { saved.cause } else { cause },
+            by_guest,
             elsewhere: true,
         };
         self.phase = Phase::Stopped(stop);

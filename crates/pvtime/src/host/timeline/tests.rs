@@ -1050,6 +1050,38 @@ fn s12_a_guest_that_suspends_itself_keeps_its_counters_running() {
 }
 
 #[test]
+fn s12_one_that_was_moved_meanwhile_stays_suspended_and_sleeps_once() {
+    let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+    vm.pass(MS).step(Event::GuestSuspend);
+    vm.pass(NS_PER_S);
+    let host = Host {
+        wall_error_ns: 1_000,
+        ..Host::new(25 * MHZ)
+    };
+    let mut there = vm.restored(host, 2 * NS_PER_S, Cause::Migration);
+    assert!(there.timeline.is_guest_suspended());
+    assert_eq!(there.timeline.stop_cause(), Some(Cause::HostSuspend));
+    // And on, without having run there.
+    there.pass(NS_PER_S);
+    let mut on = there.restored(host, NS_PER_S, Cause::Snapshot);
+    assert!(on.timeline.is_guest_suspended());
+    let record = on.step(Event::Resume).unwrap();
+    assert_eq!(
+        (record.cause, record.policy, record.hidden_ns),
+        (Some(Cause::HostSuspend), Some(Policy::Advance), 0)
+    );
+    assert_eq!(record.gap.unwrap().ns, 5 * i128::from(NS_PER_S));
+    assert_eq!(on.count(), 25 * 5_001_000);
+    let paused = on.timeline.paused();
+    assert_eq!(paused, PausedNs::new([0, 0, 0, 5 * NS_PER_S]));
+    assert_eq!(
+        (on.paused_time().paused_ns, on.paused_time().events),
+        (0, 1)
+    );
+    assert!(!on.timeline.is_guest_suspended());
+}
+
+#[test]
 fn t15_offsets_wrap_and_counters_do_not() {
     let mut vm = Vm::started(advance(), Host::new(25 * MHZ));
     vm.pass(MS).step(Event::Pause(Cause::Snapshot));

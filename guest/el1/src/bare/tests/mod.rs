@@ -9,6 +9,7 @@ mod calls;
 mod clocks;
 mod memory;
 mod pages;
+mod suspend;
 mod timers;
 mod widths;
 
