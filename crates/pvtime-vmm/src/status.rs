@@ -249,6 +249,7 @@ impl From<VcpuSample> for VcpuTime {
                 address: structure.address,
                 claimed: structure.claimed,
                 stolen_ns: structure.stolen_ns,
+                surplus_ns: structure.surplus_ns,
             }),
         }
     }

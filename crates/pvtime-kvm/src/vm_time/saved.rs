@@ -76,10 +76,11 @@ impl VmTime {
             let restored = bound
                 .account
                 .restore(saved.accounts, cause, away_ns, now.boottime_ns);
-            restored.map_err(|source| Error::Account { index, source })?;
+            let waited_ns = restored.map_err(|source| Error::Account { index, source })?;
             bound.asked = saved.timers.asked;
             if let Some(value) = saved.stolen {
-                self.stolen.restore(index, bound.account.thread(), value)?;
+                let thread = bound.account.thread();
+                self.stolen.restore(index, thread, value, waited_ns)?;
             }
         }
         Ok(())

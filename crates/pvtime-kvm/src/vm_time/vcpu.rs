@@ -114,7 +114,10 @@ impl RunningVcpu {
         vcpu: &'a mut VcpuFd,
         run: impl FnOnce(&'a mut VcpuFd) -> R,
     ) -> Option<R> {
-        self.member.enter(vcpu, run)
+        self.member.enter(vcpu, |vcpu: &'a mut VcpuFd| {
+            self.time.stolen.enter(self.index);
+            run(vcpu)
+        })
     }
 
     /// Answers a call that KVM handed over (`KVM_EXIT_HYPERCALL`): whatever was forwarded by

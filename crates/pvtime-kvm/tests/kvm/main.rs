@@ -11,5 +11,6 @@ mod paused_time;
 mod reporter;
 mod sleep;
 mod stolen_time;
+mod stolen_time_saved;
 mod stopper;
 mod timers;

@@ -129,6 +129,9 @@ pub struct StolenTime {
     pub claimed: bool,
     /// Stolen time since then, in ns.
     pub stolen_ns: u64,
+    /// As much of it as the thread waited for outside the guest, in ns: nobody stole it, and it could
+    /// not be taken from a value that was less.
+    pub surplus_ns: u64,
 }
 
 /// `GET /time/ledger`: where each vCPU's physical time went since the VM was started first.

@@ -197,6 +197,7 @@ impl Vm for FakeVm {
                     address: 0xa00_0000,
                     claimed: true,
                     stolen_ns: 3_000_000,
+                    surplus_ns: 20_000,
                 }),
             }],
         })
