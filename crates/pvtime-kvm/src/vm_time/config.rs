@@ -271,6 +271,23 @@ pub enum Error {
         /// The first that has none.
         index: usize,
     },
+    /// A vCPU's thread has left.
+    #[error(
+        "{threads} of the VM's {vcpus} vCPUs have a thread, and it cannot go on without one for each; \
+         shut it down"
+    )]
+    ThreadEnded {
+        /// vCPUs of the VM.
+        vcpus: usize,
+        /// Those whose thread is at the gate.
+        threads: usize,
+    },
+    /// [`VmTime::shut_down`](super::VmTime::shut_down) came first.
+    #[error("the VM is being shut down; save it before that")]
+    ShutDown,
+    /// The VM was to start after a restoration that failed part of the way.
+    #[error("the VM was restored in part; restore it whole, or make another one")]
+    HalfRestored,
     /// A register of a vCPU could not be read or written.
     #[error("cannot reach the timers of vCPU {index}: {source}")]
     Registers {

@@ -2,7 +2,7 @@
 
 use pvtime::host::Cause;
 use pvtime::host::saved::{SavedVcpu, SavedVm};
-use pvtime::host::timeline::Event;
+use pvtime::host::timeline::{Event, HostSample};
 
 use super::{Error, State, VmTime};
 use crate::{StolenTimeProvider, timers};
@@ -18,10 +18,9 @@ impl VmTime {
         let mut state = self.lock();
         let vm = state.timeline.save(self.interfaces.sequences())?;
         let mut bytes = vm.emit().to_vec();
-        let timers = self.on_stopped(|_, vcpu| timers::read(vcpu));
+        let asked = state.asked();
+        let timers = state.untranslated.or_read(|| self.read_timers(&asked))?;
         for ((index, bound), timers) in state.bound().zip(timers) {
-            let mut timers = timers.map_err(|source| Error::Registers { index, source })?;
-            timers.asked = bound.asked;
             let saved = SavedVcpu {
                 timers,
                 stolen: self.stolen.value(index),
@@ -36,13 +35,14 @@ impl VmTime {
     }
 
     /// Brings saved time into a VM that was not started; it is stopped then, and
-    /// [`resume`](Self::resume) starts it by the policy for `cause`.
+    /// [`resume`](Self::resume) starts it by the policy for `cause`. After an error it is as one
+    /// that was not started, nothing is recorded, and it does not start before it was restored whole.
     ///
     /// # Errors
     ///
     /// [`Error::Saved`], [`Error::SavedLength`], [`Error::NoThread`], [`Error::StolenTimeLost`],
     /// [`Error::PausedTimeLost`], [`Error::Timeline`] where the VM cannot go on here, and what
-    /// writing timers fails with.
+    /// writing timers and accounts fails with.
     pub fn restore(&self, bytes: &[u8], cause: Cause) -> Result<(), Error> {
         let mut state = self.lock();
         self.check_threads(&state)?;
@@ -54,22 +54,31 @@ impl VmTime {
         if vm.paused_time.is_some() && !state.timeline.config().paused_time {
             return Err(Error::PausedTimeLost);
         }
-        let restored = self.step(&mut state, self.now(), Event::Restore { saved: &vm, cause });
-        self.keep(restored?);
+        let (now, event) = (self.now(), Event::Restore { saved: &vm, cause });
+        // What refuses it does so before anything is written.
+        state.timeline.step(now, event)?;
+        state.is_half_restored = true;
         self.interfaces.resume(vm.sequences);
-        let written = vcpus.clone();
-        self.on_vcpus(move |index, vcpu| timers::write(vcpu, &written[index].timers))?;
-        self.restore_accounts(&mut state, &vm, &vcpus, cause)
+        self.restore_vcpus(&mut state, &vm, vcpus, cause, &now)?;
+        // Nothing fails after this, and before it nothing resumes the VM.
+        let restored = self.step(&mut state, now, event)?;
+        state.is_half_restored = false;
+        self.keep(restored);
+        Ok(())
     }
 
-    fn restore_accounts(
+    fn restore_vcpus(
         &self,
         state: &mut State,
         vm: &SavedVm,
-        vcpus: &[SavedVcpu],
+        vcpus: Vec<SavedVcpu>,
         cause: Cause,
+        now: &HostSample,
     ) -> Result<(), Error> {
-        let now = self.now();
+        let timers: Vec<_> = vcpus.iter().map(|saved| saved.timers).collect();
+        self.on_vcpus(vcpus.len(), move |at, vcpu| {
+            timers::write(vcpu, &timers[at])
+        })?;
         let away_ns = now.wall_ns.saturating_sub(vm.sample.wall_ns);
         self.closed_for.set(cause);
         for ((index, bound), saved) in state.bound().zip(vcpus) {

@@ -9,6 +9,7 @@ mod live_physical_time;
 mod machine;
 mod paused_time;
 mod reporter;
+mod restoring;
 mod sleep;
 mod stolen_time;
 mod stolen_time_saved;

@@ -16,8 +16,8 @@ use pvtime_kvm::{StolenTimeChoice, VcpuSample, VmTime, VmTimeConfig};
 const PV_TIME_ST: FunctionId = FunctionId(0xC500_0021);
 
 /// A VM with one vCPU, on its thread, that asks for its structure and then runs.
-struct Guest {
-    time: Arc<VmTime>,
+pub struct Guest {
+    pub time: Arc<VmTime>,
     claimed: Receiver<()>,
     thread: Option<JoinHandle<()>>,
     _machine: Machine,
@@ -25,12 +25,12 @@ struct Guest {
 
 impl Guest {
     /// Ready to be started.
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::at(RAM)
     }
 
     /// Ready to be restored: past the call.
-    fn blank() -> Self {
+    pub fn blank() -> Self {
         Self::at(RAM + 8)
     }
 
@@ -70,7 +70,7 @@ impl Guest {
     }
 
     /// Saved once it has asked for its structure.
-    fn saved() -> Vec<u8> {
+    pub fn saved() -> Vec<u8> {
         let guest = Self::new();
         guest.time.start().unwrap();
         guest.claimed.recv().unwrap();
@@ -91,7 +91,7 @@ impl Drop for Guest {
 }
 
 /// The record of the only vCPU.
-fn vcpu(saved: &[u8]) -> SavedVcpu {
+pub fn vcpu(saved: &[u8]) -> SavedVcpu {
     SavedVcpu::parse(&saved[SavedVm::SIZE_BYTES..]).unwrap()
 }
 
