@@ -5,7 +5,7 @@ use pvtime::host::saved::{SavedVcpu, SavedVm};
 use pvtime::host::timeline::{Event, HostSample};
 
 use super::{Error, State, VmTime};
-use crate::{StolenTimeProvider, timers};
+use crate::{SavedTime, StolenTimeProvider, timers};
 
 impl VmTime {
     /// Everything about a stopped VM's time: counters, timers, stolen time, ledgers. Guest memory
@@ -46,14 +46,14 @@ impl VmTime {
     pub fn restore(&self, bytes: &[u8], cause: Cause) -> Result<(), Error> {
         let mut state = self.lock();
         self.check_threads(&state)?;
-        let (vm, vcpus) = parse(bytes, state.vcpus.len())?;
-        let asked = vcpus.iter().any(|saved| saved.stolen.is_some());
-        if asked && self.stolen.provider() == StolenTimeProvider::Off {
+        let time = parse(bytes, state.vcpus.len())?;
+        if time.has_stolen_time() && self.stolen.provider() == StolenTimeProvider::Off {
             return Err(Error::StolenTimeLost);
         }
-        if vm.paused_time.is_some() && !state.timeline.config().paused_time {
+        if time.has_paused_time() && !state.timeline.config().paused_time {
             return Err(Error::PausedTimeLost);
         }
+        let SavedTime { vm, vcpus } = time;
         let (now, event) = (self.now(), Event::Restore { saved: &vm, cause });
         // What refuses it does so before anything is written.
         state.timeline.step(now, event)?;
@@ -96,7 +96,7 @@ impl VmTime {
     }
 }
 
-fn parse(bytes: &[u8], vcpus: usize) -> Result<(SavedVm, Vec<SavedVcpu>), Error> {
+fn parse(bytes: &[u8], vcpus: usize) -> Result<SavedTime, Error> {
     let expected = SavedVm::SIZE_BYTES + vcpus * SavedVcpu::SIZE_BYTES;
     if bytes.len() != expected {
         return Err(Error::SavedLength {
@@ -105,7 +105,5 @@ fn parse(bytes: &[u8], vcpus: usize) -> Result<(SavedVm, Vec<SavedVcpu>), Error>
             actual: bytes.len(),
         });
     }
-    let (vm, rest) = bytes.split_at(SavedVm::SIZE_BYTES);
-    let vcpus = rest.chunks(SavedVcpu::SIZE_BYTES).map(SavedVcpu::parse);
-    Ok((SavedVm::parse(vm)?, vcpus.collect::<Result<_, _>>()?))
+    Ok(SavedTime::parse(bytes)?)
 }
