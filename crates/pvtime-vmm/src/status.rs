@@ -193,8 +193,7 @@ impl Vm for Status {
         }
         let saved = self.machine.save(folder, &mut progress("saving"));
         let resumed = if runs { self.machine.resume() } else { Ok(()) };
-        saved?;
-        resumed
+        snapshot::outcome(folder, saved, resumed)
     }
 
     fn stop(&self) {

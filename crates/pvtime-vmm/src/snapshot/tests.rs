@@ -588,6 +588,29 @@ fn time_of_other_vcpus_than_the_machines_is_told() {
 }
 
 #[test]
+fn a_snapshot_that_was_made_and_a_vm_that_was_not_resumed_are_told_apart() {
+    let (folder, ok) = (Path::new("/vm/one"), || Ok(()));
+    let failed = |reason: &'static str| Err(anyhow::anyhow!(reason));
+    outcome(folder, ok(), ok()).unwrap();
+    for (saved, resumed, said) in [
+        (
+            ok(),
+            failed("the counter is busy"),
+            "/vm/one holds the whole VM, which could not go on and stays paused: the counter is busy",
+        ),
+        (failed("the disk is full"), ok(), "the disk is full"),
+        (
+            failed("the disk is full"),
+            failed("the counter is busy"),
+            "the VM could not go on either and stays paused (the counter is busy): the disk is full",
+        ),
+    ] {
+        let error = outcome(folder, saved, resumed).unwrap_err();
+        assert_eq!(format!("{error:#}"), said);
+    }
+}
+
+#[test]
 fn time_that_is_none_is_told() {
     let saved = Saved::new();
     let error = open(&saved.path()).unwrap().time().unwrap_err();
