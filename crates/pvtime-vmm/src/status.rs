@@ -97,6 +97,7 @@ impl Vm for Status {
         let TimeSample {
             elapsed_ns,
             paused_ns,
+            stolen_time_failure,
             vcpus,
         } = self.time.sample()?;
         Ok(Time {
@@ -104,6 +105,7 @@ impl Vm for Status {
             counter_limits: self.time.counter_limits().map(str::to_owned),
             held_up_by: self.time.held_up_by(),
             stolen_time: self.time.stolen_time_provider().to_string(),
+            stolen_time_failure,
             live_physical_time: self.time.live_physical_time().map(LivePhysicalTime::from),
             paused_time: self.time.paused_time().map(PausedTime::from),
             elapsed_ns,

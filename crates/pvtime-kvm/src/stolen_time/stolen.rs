@@ -138,6 +138,14 @@ impl Stolen {
         }
     }
 
+    /// Why stolen time could not be brought up to date at last, where user space keeps it.
+    pub fn failure(&self) -> Option<String> {
+        match self {
+            Self::Off | Self::Kernel(_) => None,
+            Self::User(publisher) => publisher.failure(),
+        }
+    }
+
     /// A stopped vCPU's value, for saving; `None` where its guest has not asked for it.
     pub fn value(&self, index: usize) -> Option<StolenTime> {
         let sample = self.structures()?.load(index);

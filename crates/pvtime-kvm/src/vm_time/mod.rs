@@ -100,7 +100,7 @@ impl VmTime {
     ///
     /// # Errors
     ///
-    /// [`Error::Vcpus`], [`Error::Unaligned`], [`Error::NoFrequency`], [`Error::StolenTime`],
+    /// [`Error::Vcpus`], [`Error::NoPeriod`], [`Error::Unaligned`], [`Error::NoFrequency`], [`Error::StolenTime`],
     /// [`Error::Unavailable`], [`Error::PvFrequency`], [`Error::Timeline`] for live physical time
     /// with a policy that advances, [`Error::Signal`], [`Error::Region`], [`Error::Filter`],
     /// [`Error::Publisher`], [`Error::Interrupt`], [`Error::Watch`].

@@ -69,6 +69,8 @@ pub struct Time {
     pub held_up_by: Option<String>,
     /// Who keeps stolen time: `kernel`, `user` or `off`.
     pub stolen_time: String,
+    /// Why it could not be brought up to date when that was tried last; absent where it was.
+    pub stolen_time_failure: Option<String>,
     /// What the VM has of live physical time; absent where it is off.
     pub live_physical_time: Option<LivePhysicalTime>,
     /// What the guest is told of its pauses; absent where it is not.
