@@ -166,6 +166,15 @@ mod tests {
     }
 
     #[test]
+    fn why_stolen_time_stands_still_is_told() {
+        let mut status = status();
+        status.time.stolen_time_failure = Some("vCPU 1: no accounts".into());
+        let text = for_people(&status);
+        let expected = "stolen time is not up to date: vCPU 1: no accounts";
+        assert_eq!(text.lines().nth(1), Some(expected));
+    }
+
+    #[test]
     fn what_is_off_is_left_out_and_what_is_not_used_is_told() {
         let mut status = status();
         let live = status.time.live_physical_time.as_mut().unwrap();
