@@ -6,9 +6,10 @@
 
 use std::mem;
 
+use libc::c_int;
 use pvtime::host::HostCount;
 use pvtime::host::timeline::{HostSample, WallStandard};
-use pvtime::scale::Frequency;
+use pvtime::scale::{Frequency, NS_PER_S};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::counter;
@@ -58,14 +59,24 @@ fn read_once(frequency: Frequency) -> HostSample {
 }
 
 /// The kernel's bound on the error of `CLOCK_REALTIME` in ns, which whoever disciplines the clock
-/// keeps and which grows by itself; all ones where the kernel does not say.
+/// keeps and which grows by itself, and the second more that a leap second makes; all ones where the
+/// kernel does not say.
 fn wall_error_ns() -> u64 {
     // SAFETY: timex is integers alone, for which zero is a value; modes 0 changes nothing.
     let mut timex: libc::timex = unsafe { mem::zeroed() };
     // SAFETY: the pointer is to a timex, which the call fills in.
     let result = unsafe { libc::adjtimex(&raw mut timex) };
-    match u64::try_from(timex.maxerror) {
-        Ok(error_us) if result >= 0 => error_us.saturating_mul(1_000),
+    bound_ns(result, timex.status, timex.maxerror)
+}
+
+/// `state`, `status` and `maxerror` are adjtimex's.
+fn bound_ns(state: c_int, status: c_int, maxerror_us: i64) -> u64 {
+    let is_near_leap = matches!(state, libc::TIME_INS | libc::TIME_DEL)
+        || matches!(state, libc::TIME_OOP | libc::TIME_WAIT)
+        || status & (libc::STA_INS | libc::STA_DEL) != 0;
+    let leap_ns = if is_near_leap { NS_PER_S } else { 0 };
+    match u64::try_from(maxerror_us) {
+        Ok(error_us) if state >= 0 => error_us.saturating_mul(1_000).saturating_add(leap_ns),
         _ => u64::MAX,
     }
 }
@@ -99,6 +110,27 @@ mod tests {
             second.counter.since(first.counter) < u64::MAX / 2,
             "the counter went back"
         );
+    }
+
+    #[test]
+    fn the_bound_covers_a_leap_second_that_is_near() {
+        for state in [libc::TIME_OK, libc::TIME_ERROR] {
+            assert_eq!(bound_ns(state, libc::STA_PLL, 16), 16_000);
+            for status in [libc::STA_INS, libc::STA_DEL] {
+                assert_eq!(bound_ns(state, status, 16), 1_000_016_000);
+            }
+        }
+        for state in [
+            libc::TIME_INS,
+            libc::TIME_DEL,
+            libc::TIME_OOP,
+            libc::TIME_WAIT,
+        ] {
+            assert_eq!(bound_ns(state, 0, 16), 1_000_016_000, "{state}");
+        }
+        assert_eq!(bound_ns(-1, libc::STA_INS, 16), u64::MAX);
+        assert_eq!(bound_ns(0, 0, -1), u64::MAX);
+        assert_eq!(bound_ns(0, libc::STA_INS, i64::MAX), u64::MAX);
     }
 
     #[test]

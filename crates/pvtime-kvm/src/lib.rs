@@ -47,6 +47,8 @@ mod published;
 mod region;
 #[cfg(target_arch = "aarch64")]
 mod timers;
+#[cfg(any(target_arch = "aarch64", test))]
+mod untranslated;
 #[cfg(target_arch = "aarch64")]
 mod vm_time;
 

@@ -90,6 +90,7 @@ impl Vm for Status {
         let TimeSample {
             elapsed_ns,
             paused_ns,
+            stolen_time_failure,
             vcpus,
         } = self.time.sample()?;
         Ok(Time {
@@ -97,6 +98,7 @@ impl Vm for Status {
             counter_limits: self.time.counter_limits().map(str::to_owned),
             held_up_by: self.time.held_up_by(),
             stolen_time: self.time.stolen_time_provider().to_string(),
+            stolen_time_failure,
             live_physical_time: self.time.live_physical_time().map(LivePhysicalTime::from),
             paused_time: self.time.paused_time().map(PausedTime::from),
             elapsed_ns,
@@ -184,8 +186,7 @@ impl Vm for Status {
         }
         let saved = self.machine.save(folder, &mut progress("saving"));
         let resumed = if runs { self.machine.resume() } else { Ok(()) };
-        saved?;
-        resumed
+        snapshot::outcome(folder, saved, resumed)
     }
 
     fn stop(&self) {
@@ -240,6 +241,7 @@ impl From<VcpuSample> for VcpuTime {
                 address: structure.address,
                 claimed: structure.claimed,
                 stolen_ns: structure.stolen_ns,
+                surplus_ns: structure.surplus_ns,
             }),
         }
     }

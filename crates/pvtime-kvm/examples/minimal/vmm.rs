@@ -3,7 +3,7 @@
 
 use std::error::Error;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, mpsc::channel};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::Duration;
 
@@ -51,14 +51,15 @@ fn start(kvm: &Kvm) -> Result<Vm, Box<dyn Error>> {
 
     // time: each vCPU once, then the thread that runs it
     let attached = time.attach(&vcpu, 0)?;
-    let bound = Arc::new(Barrier::new(2));
-    let is_bound = Arc::clone(&bound);
-    let thread = spawn(move || {
-        let running = attached.bind_thread().expect("threads are counted");
-        bound.wait();
-        run(&mut vcpu, &running);
+    let (bound, is_bound) = channel();
+    let thread = spawn(move || match attached.bind_thread() {
+        Ok(running) => {
+            bound.send(Ok(())).expect("it is waited for");
+            run(&mut vcpu, &running);
+        }
+        Err(error) => bound.send(Err(error)).expect("it is waited for"),
     });
-    is_bound.wait();
+    is_bound.recv()??;
     Ok(Vm {
         time,
         thread,

@@ -2,6 +2,8 @@
 
 #[cfg(target_arch = "aarch64")]
 mod kernel;
+#[cfg(any(target_arch = "aarch64", test))]
+mod lowered;
 #[cfg(target_arch = "aarch64")]
 mod publisher;
 #[cfg(target_arch = "aarch64")]

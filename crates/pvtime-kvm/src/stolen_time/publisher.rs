@@ -38,6 +38,8 @@ pub(crate) struct Publisher {
 struct Shared {
     structures: Structures,
     vcpus: Mutex<Vec<Option<Published>>>,
+    /// Why the last publication was not whole.
+    failure: Mutex<Option<String>>,
 }
 
 /// A vCPU whose thread is known.
@@ -54,12 +56,16 @@ impl Publisher {
     /// Starts the thread.
     pub fn start(structures: Structures, vcpus: usize, period: Duration) -> io::Result<Self> {
         let vcpus = Mutex::new((0..vcpus).map(|_| None).collect());
-        let shared = Arc::new(Shared { structures, vcpus });
+        let shared = Arc::new(Shared {
+            structures,
+            vcpus,
+            failure: Mutex::default(),
+        });
         let (stop, stopped) = channel::<Infallible>();
         let publishing = Arc::clone(&shared);
         let thread = Builder::new().name("stolen-time".into()).spawn(move || {
             while stopped.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
-                // A thread that ended has nothing more to publish; every other reads next time.
+                // It is kept, for whoever asks, until a publication is whole.
                 let _ = publishing.publish();
             }
         })?;
@@ -134,6 +140,11 @@ impl Publisher {
     pub fn publish(&self) -> Result<(), (usize, PublishError)> {
         self.shared.publish()
     }
+
+    /// Why the last publication was not whole; `None` where it was.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failure().clone()
+    }
 }
 
 impl Drop for Publisher {
@@ -156,7 +167,13 @@ impl Shared {
                 );
             }
         }
+        let failed = result.as_ref().err();
+        *self.failure() = failed.map(|(index, error)| format!("vCPU {index}: {error}"));
         result
+    }
+
+    fn failure(&self) -> MutexGuard<'_, Option<String>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Published>>> {

@@ -13,7 +13,6 @@ use super::publisher::{PublishError, Publisher};
 use super::structures::Structures;
 use crate::StolenTimeProvider;
 use crate::region::Access;
-use crate::thread_stat::run_delay_ns;
 use crate::vm_time::{Error, VmTimeConfig};
 
 /// A VM's stolen time.
@@ -109,9 +108,15 @@ impl Stolen {
     pub fn leave(&self, index: usize, waited_ns: u64) {
         match self {
             Self::Off => {}
-            // KVM will add all that the thread waited since it was in the guest.
-            Self::Kernel(structures) => structures.lower(index, waited_ns),
+            Self::Kernel(structures) => structures.excuse(index, waited_ns),
             Self::User(publisher) => publisher.leave(index),
+        }
+    }
+
+    /// It enters the guest at once.
+    pub fn enter(&self, index: usize) {
+        if let Self::Kernel(structures) = self {
+            structures.take_back(index);
         }
     }
 
@@ -133,6 +138,14 @@ impl Stolen {
         }
     }
 
+    /// Why stolen time could not be brought up to date at last, where user space keeps it.
+    pub fn failure(&self) -> Option<String> {
+        match self {
+            Self::Off | Self::Kernel(_) => None,
+            Self::User(publisher) => publisher.failure(),
+        }
+    }
+
     /// A stopped vCPU's value, for saving; `None` where its guest has not asked for it.
     pub fn value(&self, index: usize) -> Option<StolenTime> {
         let sample = self.structures()?.load(index);
@@ -141,16 +154,19 @@ impl Stolen {
         })
     }
 
-    /// Continues a vCPU's value, which its guest had asked for, on a new thread.
-    pub fn restore(&self, index: usize, thread: Pid, value: StolenTime) -> Result<(), Error> {
+    /// Continues a vCPU's value, which its guest had asked for, on a new thread, which has waited for
+    /// so long since it began.
+    pub fn restore(
+        &self,
+        index: usize,
+        thread: Pid,
+        value: StolenTime,
+        waited_ns: u64,
+    ) -> Result<(), Error> {
         match self {
             Self::Off => Ok(()),
             Self::Kernel(structures) => {
-                // KVM will add all that the thread has ever waited, most of it for nobody's guest.
-                let waited_ns =
-                    run_delay_ns(thread).map_err(|source| Error::Accounts { index, source })?;
-                let stolen_ns = value.stolen_ns.wrapping_sub(waited_ns);
-                structures.write(index, StolenTime { stolen_ns });
+                structures.restore(index, value, waited_ns);
                 Ok(())
             }
             Self::User(publisher) => publisher

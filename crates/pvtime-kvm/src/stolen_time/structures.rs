@@ -1,6 +1,7 @@
 //! The stolen-time structures of a VM, in their block.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::VmFd;
@@ -8,6 +9,7 @@ use pvtime::abi::stolen_time::{STOLEN_WORD, STRIDE_BYTES, StolenTime};
 use serde::Serialize;
 use vm_memory::{Address, GuestAddress};
 
+use super::lowered::Lowered;
 use crate::region::{Access, BLOCK_BYTES, Block};
 
 /// Structures that a block has room for.
@@ -22,6 +24,9 @@ pub struct StolenTimeSample {
     pub claimed: bool,
     /// Stolen time in ns since the guest last asked for the structure; 0 before.
     pub stolen_ns: u64,
+    /// As much of it as nobody stole, in ns: the vCPU's thread waited for so long outside the guest,
+    /// and KVM counts it, at a time when the value was less, so that it could not be taken from it.
+    pub surplus_ns: u64,
 }
 
 /// All of them. Until a guest asks for its structure it says that it is none: all ones is a
@@ -30,14 +35,16 @@ pub struct StolenTimeSample {
 pub(crate) struct Structures {
     block: Block,
     /// By vCPU.
-    lowered: Mutex<Vec<Lowered>>,
+    waits: Vec<Waits>,
 }
 
-/// A value that was lowered by what KVM will add when the vCPU enters the guest.
-#[derive(Clone, Copy, Debug, Default)]
-struct Lowered {
-    from_ns: u64,
-    to_ns: u64,
+/// What KVM will add to a vCPU's value when it enters the guest, and nobody stole.
+#[derive(Debug, Default)]
+struct Waits {
+    /// In ns: not taken from the value yet.
+    pending_ns: AtomicU64,
+    /// Held over every look at the value that goes by it.
+    lowered: Mutex<Lowered>,
 }
 
 impl Structures {
@@ -45,8 +52,8 @@ impl Structures {
     pub fn new(vm: Arc<VmFd>, slot: u32, base: GuestAddress, access: Access) -> io::Result<Self> {
         let block = Block::new(vm, slot, base, access)?;
         block.fill(0xff);
-        let lowered = Mutex::new(vec![Lowered::default(); CAPACITY]);
-        Ok(Self { block, lowered })
+        let waits = (0..CAPACITY).map(|_| Waits::default()).collect();
+        Ok(Self { block, waits })
     }
 
     /// Their block.
@@ -61,38 +68,57 @@ impl Structures {
 
     /// A vCPU's structure; what does not parse was not claimed, or the guest spoilt it.
     pub fn load(&self, index: usize) -> StolenTimeSample {
+        let lowered = self.waits[index].lowered();
+        let value_ns = self.value_ns(index);
+        StolenTimeSample {
+            address: self.address(index).raw_value(),
+            claimed: value_ns.is_some(),
+            stolen_ns: value_ns.map_or(0, |value_ns| lowered.shown(value_ns)),
+            surplus_ns: value_ns.map_or(0, |value_ns| lowered.surplus(value_ns)),
+        }
+    }
+
+    /// What stands in a claimed structure.
+    fn value_ns(&self, index: usize) -> Option<u64> {
         let offset = index * STRIDE_BYTES;
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.block.load_u64(offset).to_le_bytes());
         bytes[8..].copy_from_slice(&self.block.load_u64(offset + 8 * STOLEN_WORD).to_le_bytes());
-        let value = StolenTime::parse(&bytes);
-        StolenTimeSample {
-            address: self.address(index).raw_value(),
-            claimed: value.is_ok(),
-            stolen_ns: value.map_or(0, |value| self.lowered()[index].shown(value.stolen_ns)),
-        }
+        StolenTime::parse(&bytes).ok().map(|it| it.stolen_ns)
     }
 
-    /// Takes back from a claimed value, whose vCPU is about to enter the guest, what KVM will add and
-    /// nobody stole.
-    pub fn lower(&self, index: usize, by_ns: u64) {
-        let StolenTimeSample {
-            claimed, stolen_ns, ..
-        } = self.load(index);
-        if !claimed || by_ns == 0 {
+    /// A vCPU's thread has waited for so long for a CPU, and nobody stole it: KVM adds it all the same
+    /// when the vCPU enters the guest next.
+    pub fn excuse(&self, index: usize, waited_ns: u64) {
+        let pending_ns = &self.waits[index].pending_ns;
+        pending_ns.fetch_add(waited_ns, Ordering::Relaxed);
+    }
+
+    /// Takes from a vCPU's value what KVM is about to add and nobody stole: on the vCPU's thread, with
+    /// nothing after it but `KVM_RUN`. Until KVM has added to it the value is too low, and other vCPUs
+    /// may read it.
+    pub fn take_back(&self, index: usize) {
+        let waits = &self.waits[index];
+        if waits.pending_ns.load(Ordering::Relaxed) == 0 {
             return;
         }
-        // The sum is right again when KVM has added to it, whatever it is until then.
-        let to_ns = stolen_ns.wrapping_sub(by_ns);
-        self.lowered()[index] = Lowered {
-            from_ns: stolen_ns,
-            to_ns,
-        };
-        self.store(index, StolenTime { stolen_ns: to_ns });
+        let by_ns = waits.pending_ns.swap(0, Ordering::Relaxed);
+        let mut lowered = waits.lowered();
+        // KVM starts one at 0 that is claimed later, without what was waited before.
+        if let Some(value_ns) = self.value_ns(index) {
+            *lowered = lowered.further(value_ns, by_ns);
+            let stolen_ns = lowered.to_ns();
+            self.store(index, StolenTime { stolen_ns });
+        }
     }
 
-    fn lowered(&self) -> MutexGuard<'_, Vec<Lowered>> {
-        self.lowered.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Writes a claimed structure for a vCPU that was not run yet, whose thread has waited for so long
+    /// since it began: KVM will add all of that.
+    pub fn restore(&self, index: usize, value: StolenTime, waited_ns: u64) {
+        let waits = &self.waits[index];
+        *waits.lowered() = Lowered::default();
+        self.write(index, value);
+        waits.pending_ns.store(waited_ns, Ordering::Relaxed);
     }
 
     /// Writes a vCPU's whole structure; it must not run meanwhile.
@@ -111,30 +137,8 @@ impl Structures {
     }
 }
 
-impl Lowered {
-    /// What a value is to the guest, which sees it only after KVM has added to it.
-    fn shown(self, stolen_ns: u64) -> u64 {
-        if stolen_ns == self.to_ns && self.from_ns != self.to_ns {
-            self.from_ns
-        } else {
-            stolen_ns
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn m6_a_lowered_value_is_shown_as_the_guest_will_see_it() {
-        let lowered = Lowered {
-            from_ns: 100,
-            to_ns: 60,
-        };
-        assert_eq!(lowered.shown(60), 100, "KVM has not added the 40 yet");
-        assert_eq!(lowered.shown(107), 107);
-        assert_eq!(lowered.shown(0), 0, "the guest has restarted it");
-        assert_eq!(Lowered::default().shown(0), 0);
+impl Waits {
+    fn lowered(&self) -> MutexGuard<'_, Lowered> {
+        self.lowered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -121,21 +121,22 @@ impl VcpuAccount {
         entries.keep(entered.map_err(AccountError::from));
     }
 
-    /// Takes over what was saved, `away_ns` before `at_ns` on `CLOCK_BOOTTIME`.
+    /// Takes over what was saved, `away_ns` before `at_ns` on `CLOCK_BOOTTIME`. Returns for how long
+    /// the thread has waited for a CPU up to now, in ns: nothing of it was stolen.
     pub fn restore(
         &self,
         accounts: Accounts,
         cause: Cause,
         away_ns: u64,
         at_ns: u64,
-    ) -> Result<(), AccountError> {
+    ) -> Result<u64, AccountError> {
         let mut entries = self.lock();
         let now = entries.thread.peek()?;
         let away_ns = away_ns.saturating_add(now.physical_ns.saturating_sub(at_ns));
         entries.ledger = Some(Ledger::restore(accounts, now, cause, away_ns)?);
-        // The restored value of stolen time has taken what was waited before into account.
+        // What it waits from here on is counted when it leaves the gate.
         entries.arrived_ns = now.stolen_ns;
-        Ok(())
+        Ok(now.stolen_ns)
     }
 
     /// The accounts of a vCPU whose thread waits at the gate, without the wait.

@@ -35,7 +35,7 @@ pub struct VmTimeConfig {
     pub counters: CounterChoice,
     /// Whether the guest gets stolen time.
     pub stolen_time: StolenTimeChoice,
-    /// How often stolen time is brought up to date where user space keeps it.
+    /// How often stolen time is brought up to date where user space keeps it; not 0.
     pub stolen_time_period: Duration,
     /// The PV frequency, if the guest gets live physical time: one of [`PV_FREQUENCY_HZ`].
     pub live_physical_time: Option<Frequency>,
@@ -84,6 +84,9 @@ impl VmTimeConfig {
         let &Self { vcpus, region, .. } = self;
         if vcpus == 0 || vcpus > Self::MAX_VCPUS {
             return Err(Error::Vcpus { vcpus });
+        }
+        if self.stolen_time_period.is_zero() {
+            return Err(Error::NoPeriod);
         }
         let address = region.raw_value();
         let fits = address.checked_add(Self::REGION_BYTES).is_some();
@@ -221,6 +224,9 @@ pub enum Error {
         /// What failed.
         reason: String,
     },
+    /// Stolen time was to be brought up to date all the time.
+    #[error("stolen time cannot be kept with a period of 0; give it 100 ms")]
+    NoPeriod,
     /// The publisher's thread did not start.
     #[error("cannot start the thread that keeps stolen time: {0}")]
     Publisher(io::Error),
@@ -271,6 +277,23 @@ pub enum Error {
         /// The first that has none.
         index: usize,
     },
+    /// A vCPU's thread has left.
+    #[error(
+        "{threads} of the VM's {vcpus} vCPUs have a thread, and it cannot go on without one for each; \
+         shut it down"
+    )]
+    ThreadEnded {
+        /// vCPUs of the VM.
+        vcpus: usize,
+        /// Those whose thread is at the gate.
+        threads: usize,
+    },
+    /// [`VmTime::shut_down`](super::VmTime::shut_down) came first.
+    #[error("the VM is being shut down; save it before that")]
+    ShutDown,
+    /// The VM was to start after a restoration that failed part of the way.
+    #[error("the VM was restored in part; restore it whole, or make another one")]
+    HalfRestored,
     /// A register of a vCPU could not be read or written.
     #[error("cannot reach the timers of vCPU {index}: {source}")]
     Registers {

@@ -1,12 +1,12 @@
 //! Carrying out what the timeline says.
 
-use std::io;
 use std::thread::sleep;
 use std::time::Duration;
+use std::{io, mem};
 
 use kvm_ioctls::VcpuFd;
 use pvtime::host::timeline::{Action, CounterScope};
-use pvtime::host::timers::Translation;
+use pvtime::host::timers::{Asked, Translation, VcpuTimers};
 use pvtime::host::{CounterOffset, HostCount};
 
 use super::{Error, State, VmTime};
@@ -39,7 +39,7 @@ impl VmTime {
         match state.timeline.config().counters {
             CounterScope::Both => Ok(offset::set(&self.vm, offset)?),
             // One vCPU's register sets the counter of all.
-            CounterScope::VirtualOnly => self.on_vcpus(move |index, vcpu| {
+            CounterScope::VirtualOnly => self.on_vcpus(state.vcpus.len(), move |index, vcpu| {
                 if index > 0 {
                     return Ok(());
                 }
@@ -50,17 +50,17 @@ impl VmTime {
     }
 
     fn translate_timers(&self, state: &mut State, translation: Translation) -> Result<(), Error> {
-        let asked: Vec<_> = state.bound().map(|(_, bound)| bound.asked).collect();
-        let translated = self.on_stopped(move |index, vcpu| {
-            let mut timers = timers::read(vcpu)?;
-            timers.asked = asked[index];
-            let translated = translation.apply(&timers);
-            timers::write(vcpu, &translated.timers)?;
-            io::Result::Ok(translated)
-        });
+        let vcpus = state.vcpus.len();
+        let asked = state.asked();
+        let mut untranslated = mem::take(&mut state.untranslated);
+        let translated = untranslated.translate(
+            translation,
+            || self.read_timers(&asked),
+            |timers| self.on_vcpus(vcpus, move |at, vcpu| timers::write(vcpu, &timers[at])),
+        );
+        state.untranslated = untranslated;
         let mut record = TimersRecord::default();
-        for ((index, bound), translated) in state.bound().zip(translated) {
-            let translated = translated.map_err(|source| Error::Registers { index, source })?;
+        for ((_, bound), translated) in state.bound().zip(translated?) {
             bound.asked = translated.timers.asked;
             record = record.with(&translated);
         }
@@ -68,21 +68,39 @@ impl VmTime {
         Ok(())
     }
 
-    /// Does `job` on every vCPU of a VM that the timeline says is stopped.
+    /// The timers of a stopped VM's vCPUs, of whose guest this is known.
+    pub(super) fn read_timers(&self, asked: &[Option<Asked>]) -> Result<Vec<VcpuTimers>, Error> {
+        let read = self.on_stopped(asked.len(), |_, vcpu| timers::read(vcpu))?;
+        let read = read.into_iter().zip(asked).enumerate();
+        read.map(|(index, (timers, &asked))| match timers {
+            Ok(timers) => Ok(VcpuTimers { asked, ..timers }),
+            Err(source) => Err(Error::Registers { index, source }),
+        })
+        .collect()
+    }
+
+    /// Does `job` on every vCPU of a VM that the timeline says is stopped, and that has so many.
     pub(super) fn on_stopped<R: Send + 'static>(
         &self,
+        vcpus: usize,
         job: impl Fn(usize, &VcpuFd) -> R + Send + Sync + 'static,
-    ) -> Vec<R> {
+    ) -> Result<Vec<R>, Error> {
+        // A VM that is shut down has no closed gate any more, in whatever state its timeline is.
         let results = self.gate.on_each(move |index, vcpu| job(index, vcpu));
-        results.expect("a stopped VM's vCPUs wait at the gate")
+        let results = results.ok_or(Error::ShutDown)?;
+        match results.len() {
+            threads if threads == vcpus => Ok(results),
+            threads => Err(Error::ThreadEnded { vcpus, threads }),
+        }
     }
 
     /// Does `job` on every vCPU and returns the first error.
     pub(super) fn on_vcpus(
         &self,
+        vcpus: usize,
         job: impl Fn(usize, &VcpuFd) -> io::Result<()> + Send + Sync + 'static,
     ) -> Result<(), Error> {
-        for (index, result) in self.on_stopped(job).into_iter().enumerate() {
+        for (index, result) in self.on_stopped(vcpus, job)?.into_iter().enumerate() {
             result.map_err(|source| Error::Registers { index, source })?;
         }
         Ok(())

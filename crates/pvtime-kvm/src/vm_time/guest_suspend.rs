@@ -35,11 +35,11 @@ impl VmTime {
         if !state.timeline.is_running() {
             return Ok(false);
         }
-        let off = self.on_stopped(|_, vcpu| is_off(vcpu));
-        let all_off = match off.iter().position(|is_off| !is_off) {
+        let off = self.on_stopped(state.vcpus.len(), |_, vcpu| is_off(vcpu));
+        let all_off = off.and_then(|off| match off.iter().position(|is_off| !is_off) {
             Some(index) => Err(Error::VcpuOn { index }),
             None => self.stolen.publish(),
-        };
+        });
         let suspended = all_off.and_then(|()| self.step(&mut state, now, Event::GuestSuspend));
         if suspended.is_err() {
             // Members wait at the closed gate, so each is asked.

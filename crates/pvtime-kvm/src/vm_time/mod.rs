@@ -39,6 +39,7 @@ use crate::record::{Record, Records, TimersRecord};
 use crate::sleep::{BEAT, Lease};
 use crate::stolen_time::{self, Stolen};
 use crate::thread_stat::HaltTime;
+use crate::untranslated::Untranslated;
 use crate::{HostTime, ReservedMemory, StolenTimeProvider, clock, counter};
 
 /// How long a vCPU may take to come out of the guest and of the handling of an exit.
@@ -70,6 +71,10 @@ struct State {
     vcpus: Vec<Vcpu>,
     /// What the step under way did to the timers.
     translated: Option<TimersRecord>,
+    /// Timers that a step before it did not finish with.
+    untranslated: Untranslated,
+    /// A restoration has begun, and has not ended well.
+    is_half_restored: bool,
 }
 
 /// How far a vCPU has come.
@@ -95,7 +100,7 @@ impl VmTime {
     ///
     /// # Errors
     ///
-    /// [`Error::Vcpus`], [`Error::Unaligned`], [`Error::NoFrequency`], [`Error::StolenTime`],
+    /// [`Error::Vcpus`], [`Error::NoPeriod`], [`Error::Unaligned`], [`Error::NoFrequency`], [`Error::StolenTime`],
     /// [`Error::Unavailable`], [`Error::PvFrequency`], [`Error::Timeline`] for live physical time
     /// with a policy that advances, [`Error::Signal`], [`Error::Region`], [`Error::Filter`],
     /// [`Error::Publisher`], [`Error::Interrupt`], [`Error::Watch`].
@@ -138,6 +143,8 @@ impl VmTime {
                 stops: Stops::default(),
                 vcpus,
                 translated: None,
+                untranslated: Untranslated::default(),
+                is_half_restored: false,
             }),
             records: Records::default(),
         });
@@ -180,9 +187,13 @@ impl VmTime {
     /// # Errors
     ///
     /// [`Error::NoThread`] where a vCPU was not attached and bound, [`Error::Timeline`] for a VM
-    /// that was started or restored before, and what setting the counters fails with.
+    /// that was started or restored before, [`Error::HalfRestored`], and what setting the counters
+    /// fails with.
     pub fn start(&self) -> Result<(), Error> {
         let mut state = self.lock();
+        if state.is_half_restored {
+            return Err(Error::HalfRestored);
+        }
         self.check_threads(&state)?;
         self.open_after(&mut state, Event::Start)
     }
@@ -255,13 +266,15 @@ impl VmTime {
     }
 
     /// Does `job` on every vCPU of a stopped VM, on the thread that runs it, and returns the
-    /// results in the order of the vCPUs; `None` for a VM that runs.
+    /// results in the order of the vCPUs; `None` for a VM that runs, that is being shut down, or one
+    /// of whose vCPUs has no thread.
     pub fn on_each_vcpu<R: Send + 'static>(
         &self,
         job: impl Fn(usize, &mut VcpuFd) -> R + Send + Sync + 'static,
     ) -> Option<Vec<R>> {
-        let _turn = self.lock();
-        self.gate.on_each(job)
+        let state = self.lock();
+        let results = self.gate.on_each(job);
+        results.filter(|results| results.len() == state.vcpus.len())
     }
 
     /// What was done to the VM's time.
@@ -482,6 +495,11 @@ impl Drop for VmTime {
 }
 
 impl State {
+    /// What each vCPU's guest asked for, of its timers.
+    fn asked(&mut self) -> Vec<Option<Asked>> {
+        self.bound().map(|(_, bound)| bound.asked).collect()
+    }
+
     /// The vCPUs that have a thread.
     fn bound(&mut self) -> impl Iterator<Item = (usize, &mut Bound)> {
         self.vcpus

@@ -15,6 +15,9 @@ pub struct TimeSample {
     pub elapsed_ns: u64,
     /// As much of it as the VM was stopped for in this process, up to now, in ns.
     pub paused_ns: u64,
+    /// Why the thread that keeps stolen time could not bring it up to date when it tried last; absent
+    /// where it could.
+    pub stolen_time_failure: Option<String>,
     /// One for each vCPU, in order.
     pub vcpus: Vec<VcpuSample>,
 }
@@ -55,8 +58,17 @@ impl VmTime {
         Ok(TimeSample {
             elapsed_ns: now_ns - self.created_ns,
             paused_ns: state.stops.up_to(now_ns),
+            stolen_time_failure: self.stolen.failure(),
             vcpus,
         })
+    }
+
+    /// Why the thread that keeps stolen time could not bring it up to date when it tried last; `None`
+    /// where it could, and where the kernel keeps it. [`sample`](Self::sample) has it too, unless it
+    /// fails itself.
+    #[must_use]
+    pub fn stolen_time_failure(&self) -> Option<String> {
+        self.stolen.failure()
     }
 
     fn sample_thread(&self, index: usize, thread: Pid) -> Result<VcpuSample, thread_stat::Error> {

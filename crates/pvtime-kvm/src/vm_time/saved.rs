@@ -2,10 +2,10 @@
 
 use pvtime::host::Cause;
 use pvtime::host::saved::{SavedVcpu, SavedVm};
-use pvtime::host::timeline::Event;
+use pvtime::host::timeline::{Event, HostSample};
 
 use super::{Error, State, VmTime};
-use crate::{StolenTimeProvider, timers};
+use crate::{SavedTime, StolenTimeProvider, timers};
 
 impl VmTime {
     /// Everything about a stopped VM's time: counters, timers, stolen time, ledgers. Guest memory
@@ -18,10 +18,9 @@ impl VmTime {
         let mut state = self.lock();
         let vm = state.timeline.save(self.interfaces.sequences())?;
         let mut bytes = vm.emit().to_vec();
-        let timers = self.on_stopped(|_, vcpu| timers::read(vcpu));
+        let asked = state.asked();
+        let timers = state.untranslated.or_read(|| self.read_timers(&asked))?;
         for ((index, bound), timers) in state.bound().zip(timers) {
-            let mut timers = timers.map_err(|source| Error::Registers { index, source })?;
-            timers.asked = bound.asked;
             let saved = SavedVcpu {
                 timers,
                 stolen: self.stolen.value(index),
@@ -37,59 +36,70 @@ impl VmTime {
 
     /// Brings saved time into a VM that was not started; it is stopped then, and
     /// [`resume`](Self::resume) starts it by the policy for `cause`, or, where its guest has
-    /// suspended itself, wakes it as if it had not been moved.
+    /// suspended itself, wakes it as if it had not been moved. After an error it is as one that was
+    /// not started, nothing is recorded, and it does not start before it was restored whole.
     ///
     /// # Errors
     ///
     /// [`Error::Saved`], [`Error::SavedLength`], [`Error::NoThread`], [`Error::StolenTimeLost`],
     /// [`Error::PausedTimeLost`], [`Error::Timeline`] where the VM cannot go on here, and what
-    /// writing timers fails with.
+    /// writing timers and accounts fails with.
     pub fn restore(&self, bytes: &[u8], cause: Cause) -> Result<(), Error> {
         let mut state = self.lock();
         self.check_threads(&state)?;
-        let (vm, vcpus) = parse(bytes, state.vcpus.len())?;
-        let asked = vcpus.iter().any(|saved| saved.stolen.is_some());
-        if asked && self.stolen.provider() == StolenTimeProvider::Off {
+        let time = parse(bytes, state.vcpus.len())?;
+        if time.has_stolen_time() && self.stolen.provider() == StolenTimeProvider::Off {
             return Err(Error::StolenTimeLost);
         }
-        if vm.paused_time.is_some() && !state.timeline.config().paused_time {
+        if time.has_paused_time() && !state.timeline.config().paused_time {
             return Err(Error::PausedTimeLost);
         }
-        let restored = self.step(&mut state, self.now(), Event::Restore { saved: &vm, cause });
-        self.keep(restored?);
+        let SavedTime { vm, vcpus } = time;
+        let (now, event) = (self.now(), Event::Restore { saved: &vm, cause });
+        // What refuses it does so before anything is written.
+        let stopped = state.timeline.step(now, event)?.timeline;
+        state.is_half_restored = true;
         self.interfaces.resume(vm.sequences);
-        let written = vcpus.clone();
-        self.on_vcpus(move |index, vcpu| timers::write(vcpu, &written[index].timers))?;
         // Of a guest that suspended itself, the way is a part of that.
-        let cause = state.timeline.stop_cause().unwrap_or(cause);
-        self.restore_accounts(&mut state, &vm, &vcpus, cause)
+        let closed_for = stopped.stop_cause().unwrap_or(cause);
+        self.restore_vcpus(&mut state, &vm, vcpus, closed_for, &now)?;
+        // Nothing fails after this, and before it nothing resumes the VM.
+        let restored = self.step(&mut state, now, event)?;
+        state.is_half_restored = false;
+        self.keep(restored);
+        Ok(())
     }
 
-    fn restore_accounts(
+    fn restore_vcpus(
         &self,
         state: &mut State,
         vm: &SavedVm,
-        vcpus: &[SavedVcpu],
+        vcpus: Vec<SavedVcpu>,
         cause: Cause,
+        now: &HostSample,
     ) -> Result<(), Error> {
-        let now = self.now();
+        let timers: Vec<_> = vcpus.iter().map(|saved| saved.timers).collect();
+        self.on_vcpus(vcpus.len(), move |at, vcpu| {
+            timers::write(vcpu, &timers[at])
+        })?;
         let away_ns = now.wall_ns.saturating_sub(vm.sample.wall_ns);
         self.closed_for.set(cause);
         for ((index, bound), saved) in state.bound().zip(vcpus) {
             let restored = bound
                 .account
                 .restore(saved.accounts, cause, away_ns, now.boottime_ns);
-            restored.map_err(|source| Error::Account { index, source })?;
+            let waited_ns = restored.map_err(|source| Error::Account { index, source })?;
             bound.asked = saved.timers.asked;
             if let Some(value) = saved.stolen {
-                self.stolen.restore(index, bound.account.thread(), value)?;
+                let thread = bound.account.thread();
+                self.stolen.restore(index, thread, value, waited_ns)?;
             }
         }
         Ok(())
     }
 }
 
-fn parse(bytes: &[u8], vcpus: usize) -> Result<(SavedVm, Vec<SavedVcpu>), Error> {
+fn parse(bytes: &[u8], vcpus: usize) -> Result<SavedTime, Error> {
     let expected = SavedVm::SIZE_BYTES + vcpus * SavedVcpu::SIZE_BYTES;
     if bytes.len() != expected {
         return Err(Error::SavedLength {
@@ -98,7 +108,5 @@ fn parse(bytes: &[u8], vcpus: usize) -> Result<(SavedVm, Vec<SavedVcpu>), Error>
             actual: bytes.len(),
         });
     }
-    let (vm, rest) = bytes.split_at(SavedVm::SIZE_BYTES);
-    let vcpus = rest.chunks(SavedVcpu::SIZE_BYTES).map(SavedVcpu::parse);
-    Ok((SavedVm::parse(vm)?, vcpus.collect::<Result<_, _>>()?))
+    Ok(SavedTime::parse(bytes)?)
 }

@@ -41,6 +41,7 @@ impl VcpuTime {
     /// Never: a vCPU is attached once, and this takes what attaching gave.
     pub fn bind_thread(self) -> Result<RunningVcpu, Error> {
         let Self { time, index } = self;
+        // Whoever sees the vCPU bound finds its thread at the gate.
         let mut state = time.lock();
         let slot = &mut state.vcpus[index];
         let Vcpu::Attached(halt) = std::mem::replace(slot, Vcpu::New) else {
@@ -49,37 +50,48 @@ impl VcpuTime {
         let account = VcpuAccount::of_this_thread(halt)
             .map_err(|source| Error::Accounts { index, source })?;
         let account = Arc::new(account);
-        *slot = Vcpu::Bound(Bound {
-            account: Arc::clone(&account),
+        time.stolen.bind(index, gettid())?;
+        let member = time.join(index, &account)?;
+        state.vcpus[index] = Vcpu::Bound(Bound {
+            account,
             asked: None,
         });
         drop(state);
-        time.stolen.bind(index, gettid())?;
-        let its_time = Arc::clone(&time);
-        let own = Arc::clone(&account);
-        let member = Member::join(
-            &time.gate,
-            index,
-            move |passing, vcpu: &VcpuFd| match passing {
-                Passing::Arrives => {
-                    account.arrive(is_off(vcpu));
-                    its_time.stolen.arrive(index);
-                }
-                Passing::Leaves => {
-                    let waited_ns = account.leave(its_time.closed_for.get(), is_off(vcpu));
-                    // What it waited at the gate is no stop.
-                    account.look(its_time.gate.lease());
-                    its_time.stolen.leave(index, waited_ns);
-                }
-            },
-            move || own.ran_until_ns(),
-        );
-        let member = member.map_err(|source| Error::Timer { index, source })?;
         Ok(RunningVcpu {
             time,
             index,
             member,
         })
+    }
+}
+
+impl VmTime {
+    /// Makes the calling thread a member of the gate, which enters this account.
+    fn join(
+        self: &Arc<Self>,
+        index: usize,
+        account: &Arc<VcpuAccount>,
+    ) -> Result<Member<VcpuFd>, Error> {
+        let time = Arc::clone(self);
+        let (own, vouching) = (Arc::clone(account), Arc::clone(account));
+        let member = Member::join(
+            &self.gate,
+            index,
+            move |passing, vcpu: &VcpuFd| match passing {
+                Passing::Arrives => {
+                    own.arrive(is_off(vcpu));
+                    time.stolen.arrive(index);
+                }
+                Passing::Leaves => {
+                    let waited_ns = own.leave(time.closed_for.get(), is_off(vcpu));
+                    // What it waited at the gate is no stop.
+                    own.look(time.gate.lease());
+                    time.stolen.leave(index, waited_ns);
+                }
+            },
+            move || vouching.ran_until_ns(),
+        );
+        member.map_err(|source| Error::Timer { index, source })
     }
 }
 
@@ -114,7 +126,10 @@ impl RunningVcpu {
         vcpu: &'a mut VcpuFd,
         run: impl FnOnce(&'a mut VcpuFd) -> R,
     ) -> Option<R> {
-        self.member.enter(vcpu, run)
+        self.member.enter(vcpu, |vcpu: &'a mut VcpuFd| {
+            self.time.stolen.enter(self.index);
+            run(vcpu)
+        })
     }
 
     /// Answers a call that KVM handed over (`KVM_EXIT_HYPERCALL`): whatever was forwarded by

@@ -35,7 +35,11 @@ impl Vcpu {
 
     /// A vCPU of this thread with its time.
     pub fn attached(machine: &Machine, time: &Arc<VmTime>, index: usize) -> Self {
-        let fd = machine.vcpu(index as u64);
+        Self::of(machine.vcpu(index as u64), time, index)
+    }
+
+    /// The same with a vCPU that was made already.
+    pub fn of(fd: VcpuFd, time: &Arc<VmTime>, index: usize) -> Self {
         let bound = time.attach(&fd, index).unwrap().bind_thread().unwrap();
         Self {
             fd,

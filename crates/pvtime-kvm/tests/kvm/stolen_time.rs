@@ -376,6 +376,45 @@ fn m4_m7_user_space_follows_the_scheduler_within_its_period() {
 }
 
 #[test]
+fn a_period_of_0_is_refused() {
+    let machine = caller();
+    let error = machine.time(VmTimeConfig {
+        stolen_time_period: Duration::ZERO,
+        ..Machine::config(1)
+    });
+    assert!(matches!(error, Err(Error::NoPeriod)), "{error:?}");
+}
+
+#[test]
+fn what_the_publisher_could_not_publish_is_told() {
+    let machine = caller();
+    let time = vm_time(&machine, 2, StolenTimeChoice::User);
+    let mut vcpu = Vcpu::attached(&machine, &time, 0);
+    vcpu.call(PV_TIME_ST, 0);
+    sleep(3 * PERIOD);
+    assert_eq!(time.sample().unwrap().stolen_time_failure, None);
+    // The second vCPU's thread ends without a word.
+    let (moved, its_time) = (machine.vcpu(1), Arc::clone(&time));
+    let ended = spawn(move || {
+        let mut second = Vcpu::of(moved, &its_time, 1);
+        second.call(PV_TIME_ST, 0);
+    });
+    ended.join().unwrap();
+    let start = Instant::now();
+    let failure = loop {
+        if let Some(failure) = time.stolen_time_failure() {
+            break failure;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "nothing is told");
+        sleep(PERIOD);
+    };
+    assert!(
+        failure.starts_with("vCPU 1: cannot read /proc/"),
+        "{failure}"
+    );
+}
+
+#[test]
 fn m8_a_guest_cannot_write_what_user_space_keeps() {
     // str x0, [x19]; b .
     let machine = Machine::new(&[0xf900_0260, 0x1400_0000]);

@@ -69,6 +69,8 @@ pub struct Time {
     pub held_up_by: Option<String>,
     /// Who keeps stolen time: `kernel`, `user` or `off`.
     pub stolen_time: String,
+    /// Why it could not be brought up to date when that was tried last; absent where it was.
+    pub stolen_time_failure: Option<String>,
     /// What the VM has of live physical time; absent where it is off.
     pub live_physical_time: Option<LivePhysicalTime>,
     /// What the guest is told of its pauses; absent where it is not.
@@ -129,6 +131,9 @@ pub struct StolenTime {
     pub claimed: bool,
     /// Stolen time since then, in ns.
     pub stolen_ns: u64,
+    /// As much of it as the thread waited for outside the guest, in ns: nobody stole it, and it could
+    /// not be taken from a value that was less.
+    pub surplus_ns: u64,
 }
 
 /// `GET /time/ledger`: where each vCPU's physical time went since the VM was started first.

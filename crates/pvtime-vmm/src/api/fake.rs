@@ -171,6 +171,7 @@ impl Vm for FakeVm {
             counter_frequency_hz: Some(25_000_000),
             counter_limits: None,
             held_up_by: None,
+            stolen_time_failure: None,
             stolen_time: "kernel".into(),
             live_physical_time: Some(LivePhysicalTime {
                 address: 0xa01_0000,
@@ -197,6 +198,7 @@ impl Vm for FakeVm {
                     address: 0xa00_0000,
                     claimed: true,
                     stolen_ns: 3_000_000,
+                    surplus_ns: 20_000,
                 }),
             }],
         })

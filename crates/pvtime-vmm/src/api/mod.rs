@@ -97,7 +97,9 @@ pub trait Vm: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Where that cannot be done; nothing that could be restored is left then.
+    /// Where it cannot be saved: nothing that could be restored is left then. And where it was
+    /// saved and does not go on: the folder holds it whole then, it stays paused, and the error says
+    /// both.
     fn snapshot(&self, folder: &Path) -> anyhow::Result<()>;
 
     /// Lets a VM in doubt go on here, whose other host does not run it. One that is in no doubt

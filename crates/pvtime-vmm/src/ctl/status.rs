@@ -57,10 +57,12 @@ fn for_people(Status { instance, time }: &Status) -> String {
     let limits = limits.map(|limits| format!("{limits}\n"));
     let held_up = time.held_up_by.as_ref();
     let held_up = held_up.map(|reason| format!("waits since the host slept: {reason}\n"));
+    let failure = time.stolen_time_failure.as_ref();
+    let failure = failure.map(|reason| format!("stolen time is not up to date: {reason}\n"));
     format!(
         "{}: {}, {} s old, paused for {} s of them; stolen time: {}; {}{}counter: {frequency}; \
          generation {}, {}; {} {}\n\
-         {}{}{vcpus}",
+         {}{}{}{vcpus}",
         instance.id,
         instance.state,
         seconds(time.elapsed_ns),
@@ -74,6 +76,7 @@ fn for_people(Status { instance, time }: &Status) -> String {
         instance.vmm_version,
         limits.unwrap_or_default(),
         held_up.unwrap_or_default(),
+        failure.unwrap_or_default(),
     )
 }
 
@@ -159,6 +162,15 @@ mod tests {
         status.time.held_up_by = Some("vCPU 1 did not come out".into());
         let text = for_people(&status);
         let expected = "waits since the host slept: vCPU 1 did not come out";
+        assert_eq!(text.lines().nth(1), Some(expected));
+    }
+
+    #[test]
+    fn why_stolen_time_stands_still_is_told() {
+        let mut status = status();
+        status.time.stolen_time_failure = Some("vCPU 1: no accounts".into());
+        let text = for_people(&status);
+        let expected = "stolen time is not up to date: vCPU 1: no accounts";
         assert_eq!(text.lines().nth(1), Some(expected));
     }
 

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, bail};
 use kvm_ioctls::VcpuFd;
 use pvtime::host::timeline::TimelineError;
 use pvtime::scale::Frequency;
-use pvtime_kvm::{SavedTime, counter};
+use pvtime_kvm::{SavedTime, StolenTimeProvider, counter};
 
-use super::{Blank, Host, Machine, MachineConfig, Port, guest_memory};
+use super::{Blank, Host, Machine, MachineConfig, Port, guest_memory, time_config};
 use crate::snapshot::{self, Contents, Loaded, Progress, Snapshot};
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
@@ -51,6 +51,7 @@ impl Machine {
     ) -> Result<(Self, Vec<u8>)> {
         snapshot.check_host(frequency()?)?;
         let host = Host::open(&config)?;
+        host.check_saved(&config, &snapshot.time()?)?;
         let memory = guest_memory(config.memory_mib)?;
         let Loaded {
             machine: state,
@@ -67,7 +68,7 @@ impl Machine {
         let init = self.vcpu_init;
         let save = move |_, vcpu: &mut VcpuFd| VcpuState::save(vcpu, &init);
         let Some(vcpus) = self.time.on_each_vcpu(save) else {
-            bail!("the VM runs; pause it first");
+            bail!("the VM runs, or is being shut down; pause it first");
         };
         let vcpus = vcpus
             .into_iter()
@@ -110,6 +111,23 @@ impl MachineConfig {
         }
         if time.has_paused_time() && !self.paused_time {
             bail!(pvtime_kvm::Error::PausedTimeLost);
+        }
+        Ok(())
+    }
+}
+
+impl Host {
+    /// Refuses a saved VM that cannot go on here with these options.
+    ///
+    /// # Errors
+    ///
+    /// Counters that would be set in another way, and no stolen time where its guest uses it.
+    fn check_saved(&self, config: &MachineConfig, time: &SavedTime) -> Result<()> {
+        let config = time_config(config)?;
+        time.admits_counters(config.counters.plan(&self.time).scope)?;
+        let provider = config.stolen_time.provider(&self.time)?;
+        if time.has_stolen_time() && provider == StolenTimeProvider::Off {
+            bail!(pvtime_kvm::Error::StolenTimeLost);
         }
         Ok(())
     }

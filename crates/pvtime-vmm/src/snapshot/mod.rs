@@ -31,12 +31,35 @@ mod save;
 #[cfg(test)]
 mod tests;
 
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
 pub use error::{OpenError, SaveError};
 pub use manifest::Facts;
 pub use memory::MemoryRange;
 pub(crate) use memory::{ranges, runs, total_bytes};
 pub use open::{Loaded, Snapshot, open};
 pub use save::{Contents, check_place, save};
+
+/// What came of a snapshot of a VM that was to go on afterwards.
+///
+/// # Errors
+///
+/// That of either, with what that leaves.
+pub fn outcome(folder: &Path, saved: Result<()>, resumed: Result<()>) -> Result<()> {
+    match (saved, resumed) {
+        (Ok(()), resumed) => resumed.with_context(|| {
+            format!(
+                "{} holds the whole VM, which could not go on and stays paused",
+                folder.display()
+            )
+        }),
+        (saved, Ok(())) => saved,
+        (saved, Err(error)) => saved
+            .with_context(|| format!("the VM could not go on either and stays paused ({error:#})")),
+    }
+}
 
 /// How far saving or loading memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -84,12 +84,19 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// [`OpenError::Content`] for time that this version does not read.
+    /// [`OpenError::Content`] for time that this version does not read, or of another machine.
     pub fn time(&self) -> Result<SavedTime, OpenError> {
-        SavedTime::parse(&self.time).map_err(|error| OpenError::Content {
+        let content = |reason| OpenError::Content {
             path: self.directory.join(TIME_FILE),
-            reason: error.to_string(),
-        })
+            reason,
+        };
+        let time = SavedTime::parse(&self.time).map_err(|error| content(error.to_string()))?;
+        let (vcpus, expected) = (time.vcpus(), self.facts.vcpus);
+        if vcpus != expected {
+            let reason = format!("it has the time of {vcpus} vCPUs, of a machine of {expected}");
+            return Err(content(reason));
+        }
+        Ok(time)
     }
 
     /// Refuses a host whose counter has another rate, where the guest has no live physical time

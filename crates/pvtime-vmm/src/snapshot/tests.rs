@@ -8,10 +8,12 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use failing_disk::{End, FailingDisk};
-use pvtime::host::saved::Sequences;
+use pvtime::host::ledger::Accounts;
+use pvtime::host::saved::{SavedVcpu, Sequences};
 use pvtime::host::timeline::{Config, Event, HostSample, Timeline, WallStandard};
+use pvtime::host::timers::{Timer, TimerControl, VcpuTimers};
 use pvtime::host::{Cause, HostCount};
-use pvtime::scale::Frequency;
+use pvtime::scale::{CompareValue, Frequency};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_superio::{RtcState, SerialState};
@@ -462,7 +464,20 @@ fn saved_time(live_physical_time: Option<Frequency>, asked_for: bool) -> Vec<u8>
         .fold(Timeline::new(config).unwrap(), |vm, (s, event)| {
             vm.step(at(s), event).unwrap().timeline
         });
-    vm.save(Sequences::default()).unwrap().emit().to_vec()
+    let timer = Timer {
+        control: TimerControl(0),
+        compare_value: CompareValue(0),
+    };
+    let vcpu = SavedVcpu {
+        timers: VcpuTimers::new(timer, timer, 0),
+        stolen: None,
+        accounts: Accounts::default(),
+    };
+    [
+        &vm.save(Sequences::default()).unwrap().emit()[..],
+        &vcpu.emit(),
+    ]
+    .concat()
 }
 
 #[test]
@@ -541,6 +556,57 @@ fn t13_l15_another_frequency_is_refused_without_live_physical_time() {
             )
         });
         assert_eq!(error, expected);
+    }
+}
+
+#[test]
+fn time_of_other_vcpus_than_the_machines_is_told() {
+    let saved = Saved::new();
+    let (memory, machine, whole) = (memory(), machine(), saved_time(None, false));
+    let one = whole.len() - SavedVcpu::SIZE_BYTES;
+    let two = [&whole, &whole[one..]].concat();
+    for (name, time, said) in [
+        (
+            "none",
+            &whole[..one],
+            "the time of 0 vCPUs, of a machine of 1",
+        ),
+        ("two", &two, "the time of 2 vCPUs, of a machine of 1"),
+        ("half", &whole[..one + 9], "a saved vCPU time has"),
+    ] {
+        let path = saved.folder.path().join(name);
+        let contents = Contents {
+            machine: &machine,
+            time,
+            memory: &memory,
+            counter_frequency_hz: FREQUENCY_HZ,
+        };
+        save(&path, &contents, &mut |_| ()).unwrap();
+        let error = open(&path).unwrap().time().unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+}
+
+#[test]
+fn a_snapshot_that_was_made_and_a_vm_that_was_not_resumed_are_told_apart() {
+    let (folder, ok) = (Path::new("/vm/one"), || Ok(()));
+    let failed = |reason: &'static str| Err(anyhow::anyhow!(reason));
+    outcome(folder, ok(), ok()).unwrap();
+    for (saved, resumed, said) in [
+        (
+            ok(),
+            failed("the counter is busy"),
+            "/vm/one holds the whole VM, which could not go on and stays paused: the counter is busy",
+        ),
+        (failed("the disk is full"), ok(), "the disk is full"),
+        (
+            failed("the disk is full"),
+            failed("the counter is busy"),
+            "the VM could not go on either and stays paused (the counter is busy): the disk is full",
+        ),
+    ] {
+        let error = outcome(folder, saved, resumed).unwrap_err();
+        assert_eq!(format!("{error:#}"), said);
     }
 }
 
