@@ -148,4 +148,12 @@ impl Dialogue {
             (other, _) => bail!("the guest sent {other:?} for a sample"),
         }
     }
+
+    /// The same as often: a guest that has nothing else to do answers at once.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn sights(&mut self, host: &mut Host, count: usize) -> Result<Vec<Sighting>> {
+        (0..count).map(|_| self.sight(host)).collect()
+    }
 }

@@ -12,6 +12,7 @@ pub mod guest;
 pub mod host;
 pub mod initramfs;
 pub mod interrupt;
+pub mod lost;
 pub mod machine;
 pub mod peer;
 pub mod plain;

@@ -2,13 +2,17 @@
 
 use super::watch::{ms, structure, worst};
 use crate::control::Adjustment;
+use crate::dialogue::Dialogue;
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::interrupt::sleep;
+use crate::lost::Bounds;
 use crate::report::{Check, Limit};
+use crate::sightings::Sighting;
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
-use guest_protocol::report::{Sample, Spin};
+use guest_protocol::report::{Program, Sample, Spin};
+use guest_protocol::{Action, Workload};
 use std::borrow::Borrow;
 use std::time::{Duration, Instant};
 
@@ -24,27 +28,35 @@ pub struct Pause {
     pub held_up: Duration,
     /// From before the pause to after it.
     pub spins: Vec<Spin>,
-    pub(super) samples: (Sample, Sample),
+    /// Before the pause and after it; none of a guest without Linux's clocks.
+    pub(super) samples: Option<(Sample, Sample)>,
     /// By how much the structure of each vCPU grew over the same requests without a pause.
     pub(super) quiet_growths_ms: Vec<f64>,
 }
 
 impl Pause {
     /// Pauses a guest whose samples are on request only: what it prints makes gaps.
-    pub fn make(guest: &mut Guest, host: &mut Host, length: Duration) -> Result<Self> {
-        Self::over(guest, host, Guest::pause, |_| sleep(length), Guest::resume)
+    pub fn make(
+        guest: &mut Guest,
+        host: &mut Host,
+        program: Program,
+        length: Duration,
+    ) -> Result<Self> {
+        let meanwhile = |_: &mut Host| sleep(length);
+        Self::over(guest, host, program, Guest::pause, meanwhile, Guest::resume)
     }
 
     /// The same for a stop and a resumption of any kind, with whatever happens in between.
     pub fn over(
         guest: &mut Guest,
         host: &mut Host,
+        program: Program,
         stop: fn(&Guest, &mut Host) -> Result<Adjustment>,
         meanwhile: impl FnOnce(&mut Host) -> Result<()>,
         resume: fn(&Guest, &mut Host) -> Result<Adjustment>,
     ) -> Result<Self> {
         let quiet_growths_ms = quiet_growths_ms(guest, host)?;
-        let sample = guest.sample(host)?;
+        let sample = sample(guest, host, program)?;
         // The accounts start afresh.
         guest.spins(host)?;
         let before = guest.status(host)?;
@@ -70,9 +82,39 @@ impl Pause {
             after,
             held_up,
             spins,
-            samples: (sample, guest.sample(host)?),
+            samples: sample.zip(self::sample(guest, host, program)?),
             quiet_growths_ms,
         })
+    }
+
+    /// By how much a step over the pause is longer than what the guest was to see of it and what was
+    /// stolen from the vCPU within that very step, the most of all spinning vCPUs; negative where it
+    /// is shorter.
+    ///
+    /// Only the bare-metal guest looks at what is stolen within a step.
+    pub fn step_excess_us(&self, shown_ns: i128) -> f64 {
+        let excess = |spin| {
+            let step_ns = self.step_ns(spin)?;
+            Some(us(step_ns - shown_ns))
+        };
+        worst(
+            self.spins
+                .iter()
+                .map(|spin| excess(spin).unwrap_or(f64::NAN)),
+        )
+    }
+
+    /// The step of a vCPU over the pause, less what was stolen within it; none if it did not spin on
+    /// either side. Where the step is not among the largest, it was no larger than the smallest of
+    /// those.
+    fn step_ns(&self, spin: &Spin) -> Option<i128> {
+        let (stop, resume) = (self.stop.after.guest, self.resume.after.guest);
+        if let Some(gap) = spin.gap_over(stop) {
+            return Some(i128::from(self.ns(gap.ticks)) - i128::from(gap.stolen_ns));
+        }
+        let is_around = spin.reads > 0 && spin.first_counter <= stop && resume <= spin.last_counter;
+        let bound = spin.largest_gaps.last().filter(|_| is_around)?;
+        Some(self.ns(bound.ticks).into())
     }
 
     /// The largest step around the pause that a spinning vCPU made from one read to the next, less
@@ -117,21 +159,8 @@ impl Pause {
         backwards_steps(&self.spins)
     }
 
-    /// What Linux's monotonic clock gained over the pause beyond the time that the VM ran, which is
-    /// from its sample before to the stop and from the resumption to its sample after.
-    pub fn monotonic_excess_ms(&self) -> Result<f64> {
-        let (before, after) = &self.samples;
-        let gained_ns = after.monotonic_ns.checked_sub(before.monotonic_ns);
-        let to_stop = self.stop.after.guest.checked_sub(before.counter_before);
-        let from_resume = after.counter_before.checked_sub(self.resume.after.guest);
-        let ran = to_stop.zip(from_resume).map(|(to, from)| to + from);
-        let ran = ran.context("the record is not between the guest's samples")?;
-        let gained_ns = gained_ns.context("the guest's monotonic clock stepped back")?;
-        Ok(ms(gained_ns.abs_diff(self.ns(ran))))
-    }
-
-    /// How far the time that the guest's counter showed is from the time that passed on the host's
-    /// wall clock.
+    /// How far the time that the guest's counter showed by the record is from the time that passed on
+    /// the host's wall clock.
     pub fn counter_error_us(&self) -> f64 {
         let elapsed_ns = self.resume.wall_ns.wrapping_sub(self.stop.wall_ns);
         ms(elapsed_ns.abs_diff(self.ns(self.shown_ticks()))) * 1e3
@@ -170,9 +199,11 @@ impl Pause {
             passed_ns.abs_diff(gap_ns) <= u128::from(error_ns.unwrap_or(0)) + 1,
             format!("hidden and shown are {passed_ns} ns, and the gap {gap_ns}"),
         );
-        let (before, after) = &self.samples;
+        let is_between = self.samples.as_ref().is_none_or(|(before, after)| {
+            before.counter_after <= stop.after.guest && resume.after.guest <= after.counter_before
+        });
         claim(
-            before.counter_after <= stop.after.guest && resume.after.guest <= after.counter_before,
+            is_between,
             "it is not between the guest's samples".to_owned(),
         );
         for spin in &self.spins {
@@ -202,6 +233,76 @@ impl Pause {
         let hz = u128::from(self.resume.after.frequency_hz);
         u64::try_from(u128::from(ticks) * 1_000_000_000 / hz).unwrap_or(u64::MAX)
     }
+}
+
+/// A sample, of a guest that takes any.
+pub(super) fn sample(
+    guest: &mut Guest,
+    host: &mut Host,
+    program: Program,
+) -> Result<Option<Sample>> {
+    match program {
+        Program::Linux => guest.sample(host).map(Some),
+        Program::El1 => Ok(None),
+    }
+}
+
+/// Samples that bound how far a guest's clocks are from the lab's: the more, the narrower.
+const SIGHTS: usize = 25;
+
+/// Looks at the clocks of a Linux guest, whose spinning vCPU rests meanwhile: it answers at once.
+pub fn sights(dialogue: &mut Dialogue, host: &mut Host, spinner: u32) -> Result<Vec<Sighting>> {
+    let set = |workload| Action::SetWorkload {
+        cpu: spinner,
+        workload,
+    };
+    dialogue.ask(host, set(Workload::Idle))?;
+    let sights = dialogue.sights(host, SIGHTS)?;
+    dialogue.ask(host, set(Workload::Spin))?;
+    Ok(sights)
+}
+
+/// The gaps that a spinning vCPU saw.
+pub fn check_gaps(gaps_us: Vec<f64>, circumstances: &str) -> Vec<Check> {
+    let (middle, largest) = (median(gaps_us.clone()), worst(gaps_us.into_iter()));
+    let check = |name, measured, most| Check::new(name, measured, Limit::AtMost(most), "us");
+    vec![
+        check("counter_gap_us_median", middle, 2000.0),
+        check("counter_gap_us_worst", largest, 20_000.0).with_detail(circumstances),
+    ]
+}
+
+/// How far what a guest's clock lost on the lab's, from before several pauses to after them, is from
+/// what it was to lose: at most so much for each of them, with all that either is not known by.
+pub fn check_lost(
+    name: &'static str,
+    lost: Result<Bounds>,
+    due: &[(i128, Duration)],
+    guest: &str,
+) -> Check {
+    let due_ms: f64 = due.iter().map(|(ns, _)| us(*ns) / 1e3).sum();
+    let due_error: Duration = due.iter().map(|(_, error)| *error).sum();
+    let of_each = |ms: f64| ms / count(due.len());
+    let (measured, detail) = match lost {
+        Ok(lost) => {
+            let error_ms = lost.error_ms() + due_error.as_secs_f64() * 1e3;
+            let apart_ms = lost.middle_ms() - due_ms;
+            let detail = format!(
+                "{:.2} ms less than due for each of {}, known to {:.2} ms",
+                of_each(apart_ms),
+                due.len(),
+                of_each(error_ms)
+            );
+            (of_each(apart_ms.abs() + error_ms), detail)
+        }
+        Err(error) => (f64::NAN, format!("{error:#}")),
+    };
+    Check::new(name, measured, Limit::AtMost(5.0), "ms").with_detail(format!("{guest}: {detail}"))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to a hundred days")]
+fn us(ns: i128) -> f64 {
+    ns as f64 / 1e3
 }
 
 /// What is stolen from a guest while the lab asks for as much as around a pause: the commands on its
@@ -235,8 +336,7 @@ pub fn check_stolen_growth(pauses: &[&Pause], guest: &str) -> Check {
 /// and the VMM, and wait for each other when all are woken at once. None where there are none.
 pub fn check_shared_stolen_growth(pauses: &[&Pause], guest: &str) -> Option<Check> {
     let (_, shared) = vcpus_that_spin(pauses);
-    let most = 5.0 * count(shared.len());
-    let check = || check_growth("shared_stolen_growth_ms", most, &shared, pauses, guest);
+    let check = || check_growth("shared_stolen_growth_ms", 5.0, &shared, pauses, guest);
     (!shared.is_empty()).then(check)
 }
 
@@ -282,8 +382,12 @@ pub fn backwards_steps(spins: &[Spin]) -> u64 {
     steps.sum()
 }
 
-/// The middle one, or the mean of the two in the middle; not a number if there are none.
+/// The middle one, or the mean of the two in the middle; not a number if one of them is none, or if
+/// there are none.
 pub fn median(mut figures: Vec<f64>) -> f64 {
+    if figures.iter().any(|figure| figure.is_nan()) {
+        return f64::NAN;
+    }
     figures.sort_by(f64::total_cmp);
     let middle = figures.len() / 2;
     match (figures.get(middle), figures.len() % 2) {
@@ -324,4 +428,19 @@ pub fn check_agreement(
         )
         .with_detail(detail),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_that_failed_is_no_smaller_than_the_others() {
+        let is = |figures: &[f64], want: f64| (median(figures.to_vec()) - want).abs() < 1e-9;
+        assert!(is(&[3.0, 1.0, 2.0], 2.0));
+        assert!(is(&[4.0, 1.0, 3.0, 2.0], 2.5));
+        assert!(median(Vec::new()).is_nan());
+        assert!(median(vec![1.0, 2.0, f64::NAN]).is_nan());
+        assert!(median(vec![-f64::NAN, 1.0, 2.0]).is_nan());
+    }
 }

@@ -1,8 +1,10 @@
 //! A guest that comes frozen out of a snapshot, on a host whose counter is minutes away, sees no gap.
 
-use super::moves::{Hosts, Journey};
+use super::moves::{Hosts, Journey, Traveller};
+use crate::report::Check;
 use crate::scenario::{Scenario, Stage, Step, no_checks};
 use anyhow::Result;
+use guest_protocol::report::Program;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "snapshot-freeze",
@@ -14,8 +16,16 @@ pub const SCENARIO: Scenario = Scenario {
 #[derive(Default)]
 struct Scene {
     hosts: Hosts,
-    one: Journey,
-    four: Journey,
+    journeys: Vec<Journey>,
+}
+
+fn traveller(name: &'static str, program: Program, cpus: u32) -> Traveller {
+    Traveller {
+        name,
+        program,
+        cpus,
+        on_restore: "freeze",
+    }
 }
 
 fn play(stage: &mut Stage) -> Result<()> {
@@ -31,28 +41,24 @@ fn play(stage: &mut Stage) -> Result<()> {
                 checks: no_checks,
             },
             Step {
-                name: "take a guest with one vCPU to and fro",
-                act: |scene, stage| {
-                    let names = ["one-1", "one-2", "one-3", "one-4", "one-5"];
-                    let Scene { hosts, one, .. } = scene;
-                    *one = Journey::start("one", 1, "freeze", hosts)?;
-                    one.go_to_and_fro(&names, hosts, stage)?;
-                    one.begin_anew(&["one-6", "one-7", "one-8"], hosts, stage)?;
-                    one.end(hosts, stage)
-                },
-                checks: |scene| checks(&scene.one),
+                name: "take Linux with one vCPU to and fro",
+                act: one,
+                checks: last_checks,
             },
             Step {
-                name: "take a guest with four vCPUs to and fro",
-                act: |scene, stage| {
-                    let names = ["four-1", "four-2", "four-3", "four-4", "four-5"];
-                    let Scene { hosts, four, .. } = scene;
-                    *four = Journey::start("four", 4, "freeze", hosts)?;
-                    four.go_to_and_fro(&names, hosts, stage)?;
-                    four.begin_anew(&["four-6", "four-7", "four-8"], hosts, stage)?;
-                    four.end(hosts, stage)
-                },
-                checks: |scene| checks(&scene.four),
+                name: "take Linux with four vCPUs to and fro",
+                act: four,
+                checks: last_checks,
+            },
+            Step {
+                name: "take the bare-metal guest with one vCPU to and fro",
+                act: bare_one,
+                checks: last_checks,
+            },
+            Step {
+                name: "take the bare-metal guest with four vCPUs to and fro",
+                act: bare_four,
+                checks: last_checks,
             },
             Step {
                 name: "power the hosts off",
@@ -63,7 +69,76 @@ fn play(stage: &mut Stage) -> Result<()> {
     )
 }
 
-fn checks(journey: &Journey) -> Vec<crate::report::Check> {
+fn one(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
+    let hosts = &mut scene.hosts;
+    let who = traveller("one", Program::Linux, 1);
+    let mut journey = Journey::start(who, hosts)?;
+    journey.go_to_and_fro(&["one-1", "one-2", "one-3", "one-4", "one-5"], hosts, stage)?;
+    journey.begin_anew(&["one-6", "one-7", "one-8"], hosts, stage)?;
+    journey.end(hosts, stage)?;
+    scene.journeys.push(journey);
+    Ok(())
+}
+
+fn four(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
+    let hosts = &mut scene.hosts;
+    let who = traveller("four", Program::Linux, 4);
+    let mut journey = Journey::start(who, hosts)?;
+    journey.go_to_and_fro(
+        &["four-1", "four-2", "four-3", "four-4", "four-5"],
+        hosts,
+        stage,
+    )?;
+    journey.begin_anew(&["four-6", "four-7", "four-8"], hosts, stage)?;
+    journey.end(hosts, stage)?;
+    scene.journeys.push(journey);
+    Ok(())
+}
+
+fn bare_one(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
+    let hosts = &mut scene.hosts;
+    let who = traveller("bare-one", Program::El1, 1);
+    let mut journey = Journey::start(who, hosts)?;
+    journey.go_to_and_fro(
+        &[
+            "bare-one-1",
+            "bare-one-2",
+            "bare-one-3",
+            "bare-one-4",
+            "bare-one-5",
+        ],
+        hosts,
+        stage,
+    )?;
+    journey.end(hosts, stage)?;
+    scene.journeys.push(journey);
+    Ok(())
+}
+
+fn bare_four(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
+    let hosts = &mut scene.hosts;
+    let who = traveller("bare-four", Program::El1, 4);
+    let mut journey = Journey::start(who, hosts)?;
+    journey.go_to_and_fro(
+        &[
+            "bare-four-1",
+            "bare-four-2",
+            "bare-four-3",
+            "bare-four-4",
+            "bare-four-5",
+        ],
+        hosts,
+        stage,
+    )?;
+    journey.end(hosts, stage)?;
+    scene.journeys.push(journey);
+    Ok(())
+}
+
+fn last_checks(scene: &Scene) -> Vec<Check> {
+    let Some(journey) = scene.journeys.last() else {
+        return Vec::new();
+    };
     let mut checks = journey.freeze_checks();
     checks.extend(journey.checks());
     checks

@@ -11,6 +11,7 @@ use crate::report::{Check, Limit};
 use crate::scenario::{Scenario, Stage, Step, no_checks};
 use anyhow::{Context, Result};
 use guest_protocol::Workload;
+use guest_protocol::report::Program;
 use lab_agent::message::Stopped;
 use stops::Stops;
 
@@ -161,6 +162,7 @@ impl Sleep {
         let pause = Pause::over(
             guest,
             host,
+            Program::Linux,
             Guest::prepare_sleep,
             |host| {
                 stopped = Some(host.sleep(SECONDS)?);

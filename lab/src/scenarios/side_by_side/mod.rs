@@ -138,10 +138,6 @@ fn set_work(dialogue: &mut Dialogue, host: &mut Host, work: &[Workload]) -> Resu
     Ok(())
 }
 
-fn sights(dialogue: &mut Dialogue, host: &mut Host) -> Result<Vec<Sighting>> {
-    (0..SAMPLES).map(|_| dialogue.sight(host)).collect()
-}
-
 /// What the one spinning vCPU saw since this was asked last.
 fn spin(dialogue: &mut Dialogue, host: &mut Host) -> Result<Spin> {
     match dialogue.ask(host, Action::Spin)? {
@@ -166,7 +162,7 @@ struct Begun {
 impl Begun {
     /// Looks at a guest that has nothing to do, and so answers at once; then it has.
     fn look(dialogue: &mut Dialogue, host: &mut Host) -> Result<Self> {
-        let before = sights(dialogue, host)?;
+        let before = dialogue.sights(host, SAMPLES)?;
         set_work(dialogue, host, &WORK)?;
         sleep(WARM_UP)?;
         // The account starts afresh.
@@ -190,7 +186,7 @@ impl Begun {
         set_work(dialogue, host, &[Workload::Idle; CPUS as usize])?;
         let made = Move {
             before: self.before,
-            after: sights(dialogue, host)?,
+            after: dialogue.sights(host, SAMPLES)?,
             said,
             spin,
             counter_hz: self.counter_hz,
