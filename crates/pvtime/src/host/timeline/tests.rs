@@ -947,24 +947,86 @@ fn a_restart_must_be_dealt_with_first() {
             ..
         }
     ));
-    let stall = Evidence::Stall {
-        certain_ns: 1,
-        possible_ns: 2,
-    };
-    assert!(matches!(
-        vm.try_step(Event::Slept(stall)),
-        Err(TimelineError::UnhandledRestart { .. })
-    ));
     vm.step(Event::Slept(Evidence::Clocks { error_ns: 0 }))
         .unwrap();
     assert!(vm.count() >= 25 * 500_000);
     // A counter that stood still is right already for a guest that freezes, and not for another.
     let mut standing = Vm::started(advance(), Host::new(25 * MHZ));
     standing.pass(MS).sleep(NS_PER_S, InSleep::StandsStill);
-    assert!(matches!(
-        standing.try_step(Event::Observe),
-        Err(TimelineError::UnhandledRestart { .. })
-    ));
+    let refused = |event| {
+        let refused = standing.try_step(event);
+        matches!(refused, Err(TimelineError::UnhandledRestart { .. }))
+    };
+    assert!(refused(Event::Observe));
+    // The clocks say what it was, and a stall is something else.
+    let stall = Evidence::Stall {
+        certain_ns: MS,
+        possible_ns: MS,
+    };
+    assert!(refused(Event::Slept(stall)));
+}
+
+#[test]
+fn g4_a_counter_that_restarts_in_a_stall_goes_on_from_the_guests() {
+    let stall = |certain_ms| Evidence::Stall {
+        certain_ns: certain_ms * MS,
+        possible_ns: 1_000 * MS,
+    };
+    for (policy, certain_ms, shown_ms, hidden_ms) in [
+        (StallPolicy::Freeze, 950, 150, 950),
+        (StallPolicy::Freeze, 0, 1_100, 0),
+        (StallPolicy::Report, 950, 1_100, 0),
+    ] {
+        let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+        vm.timeline.config.policies.stall = policy;
+        vm.pass(MS).step(Event::Observe);
+        // 100 ms, then a second without a beat in which no clock but the counter restarts.
+        vm.pass(100 * MS).sleep(0, InSleep::RestartsAt(7));
+        vm.pass(1_000 * MS);
+        let record = vm.step(Event::Slept(stall(certain_ms))).unwrap();
+        let passed_ms = vm.count() / 25_000;
+        assert!(
+            (shown_ms..=shown_ms + 3).contains(&passed_ms),
+            "{passed_ms} ms, {policy:?}"
+        );
+        assert_eq!(record.hidden_ns, hidden_ms * MS);
+        let gap = record.gap.unwrap();
+        assert_eq!(
+            (gap.ns, gap.source),
+            (i128::from(certain_ms * MS), GapSource::Inferred)
+        );
+        assert!(gap.error_ns > (1_000 - certain_ms) * MS, "and the drift");
+    }
+    // Not even that somebody stalled is known.
+    let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+    vm.pass(100 * MS).sleep(0, InSleep::RestartsAt(7)).pass(MS);
+    let nothing = Evidence::Stall {
+        certain_ns: 0,
+        possible_ns: 0,
+    };
+    let record = vm.step(Event::Slept(nothing)).unwrap();
+    assert_eq!((record.gap.unwrap().ns, record.hidden_ns), (0, 0));
+    assert!(
+        (25 * 101_000..25 * 102_000).contains(&vm.count()),
+        "{}",
+        vm.count()
+    );
+}
+
+#[test]
+fn a_stall_takes_out_nothing_that_the_counter_did_not_count() {
+    let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+    vm.timeline.config.policies.stall = StallPolicy::Freeze;
+    // Less than a sleep, in which the counter stood still.
+    vm.pass(200 * MS).sleep(MS / 2, InSleep::StandsStill);
+    vm.pass(100 * MS);
+    let stall = Evidence::Stall {
+        certain_ns: 50 * MS,
+        possible_ns: 60 * MS,
+    };
+    let record = vm.step(Event::Slept(stall)).unwrap();
+    assert_eq!(record.hidden_ns, 50 * MS - MS / 2);
+    assert_eq!(vm.count(), 25 * (250_000 + 500));
 }
 
 #[test]
