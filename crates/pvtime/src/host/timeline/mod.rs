@@ -157,7 +157,7 @@ impl Timeline {
     /// # Errors
     ///
     /// [`TimelineError::LiveWithAdvance`], [`TimelineError::LiveWithNested`],
-    /// [`TimelineError::LiveWithVirtualOnly`], and a PV frequency that does not fit 32 bits.
+    /// [`TimelineError::LiveWithVirtualOnly`], [`TimelineError::FreezeWithNested`], and a PV frequency that does not fit 32 bits.
     pub fn new(config: Config) -> Result<Self, TimelineError> {
         config.check()?;
         Ok(Self {

@@ -503,6 +503,70 @@ fn l1_the_pv_frequency_is_for_life() {
 }
 
 #[test]
+fn s11_nothing_is_hidden_from_the_four_counters_of_nested_virtualization() {
+    let refused = |policies| {
+        let config = Config {
+            policies,
+            nested_virtualization: true,
+            ..Config::default()
+        };
+        match Timeline::new(config) {
+            Ok(_) => None,
+            Err(TimelineError::FreezeWithNested { event, instead }) => Some((event, instead)),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    let shown = advance().policies;
+    assert_eq!(refused(shown), None);
+    let freeze = Policy::Freeze;
+    let cases = [
+        (
+            Policies {
+                pause: freeze,
+                ..shown
+            },
+            "pause",
+            "advance",
+        ),
+        (
+            Policies {
+                restore: freeze,
+                ..shown
+            },
+            "restore",
+            "advance",
+        ),
+        (
+            Policies {
+                migrate: freeze,
+                ..shown
+            },
+            "migrate",
+            "advance",
+        ),
+        (
+            Policies {
+                suspend: freeze,
+                ..shown
+            },
+            "suspend",
+            "advance",
+        ),
+        (
+            Policies {
+                stall: StallPolicy::Freeze,
+                ..shown
+            },
+            "stall",
+            "report",
+        ),
+    ];
+    for (policies, event, instead) in cases {
+        assert_eq!(refused(policies), Some((event, instead)));
+    }
+}
+
+#[test]
 fn l14_what_live_physical_time_excludes_is_refused_at_once() {
     let config = with_live(1_000 * MHZ);
     let nested = Config {
