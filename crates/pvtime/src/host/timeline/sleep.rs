@@ -79,7 +79,8 @@ impl Timeline {
             // Too short to tell whether the counter stood still: taking it out might be too much.
             (sleep.run, sleep.policy) = (CounterRun::Through, Policy::Advance);
         }
-        Ok(Some(sleep).filter(|_| is_pause || run == CounterRun::Restarted))
+        let is_known = run == CounterRun::Restarted || self.slept_ns(now).is_some();
+        Ok(Some(sleep).filter(|_| is_pause || is_known))
     }
 
     /// The stall that somebody inferred, if any.

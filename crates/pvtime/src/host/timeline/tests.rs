@@ -881,13 +881,65 @@ fn s7_no_sleep_and_a_negative_one_inject_nothing() {
     now.monotonic_ns += 500_000;
     let step = vm.timeline.step(now, Event::Slept(evidence)).unwrap();
     assert_eq!((step.adjustment, step.actions), (None, Actions::default()));
-    // A sleep within its error is not certain to have been one.
+    // Nobody is told of one of which nothing is certain.
     vm.sleep(2 * MS, InSleep::CountsOn);
-    assert_eq!(
-        vm.step(Event::Slept(Evidence::Clocks { error_ns: 2 * MS })),
-        None
-    );
+    vm.step(Event::Slept(Evidence::Clocks { error_ns: 2 * MS }));
     assert_eq!(vm.paused_time(), before);
+}
+
+#[test]
+fn a_sleep_that_nobody_kept_the_guest_from_is_shown_and_the_vm_can_be_paused() {
+    let slept_ns = 4 * NS_PER_S;
+    for (in_sleep, hidden_ns, offset_moves) in [
+        (InSleep::CountsOn, 0, false),
+        (InSleep::StandsStill, slept_ns - RTC_ERROR_NS, false),
+        (InSleep::RestartsAt(7), slept_ns - RTC_ERROR_NS, true),
+    ] {
+        let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+        vm.pass(500 * MS);
+        let nothing = vm.host.sample(vm.now_ns);
+        assert_eq!(vm.timeline.shown_sleep(&nothing), None);
+        vm.sleep(slept_ns, in_sleep).pass(500 * MS);
+        assert!(vm.try_step(Event::Pause(Cause::Operator)).is_err());
+        let offset = vm.timeline.offset();
+        let shown = vm.timeline.shown_sleep(&vm.host.sample(vm.now_ns)).unwrap();
+        let record = vm.step(Event::Slept(shown)).unwrap();
+        assert_eq!(record.hidden_ns, hidden_ns, "{in_sleep:?}");
+        assert_eq!(record.gap.unwrap().ns, i128::from(slept_ns));
+        assert_eq!(vm.timeline.offset() != offset, offset_moves, "{in_sleep:?}");
+        vm.step(Event::Pause(Cause::Operator));
+        assert_eq!(vm.timeline.shown_sleep(&vm.host.sample(vm.now_ns)), None);
+    }
+    // A guest that is to see sleeps lacks one that its counter did not count, and no other.
+    for (in_sleep, is_shown) in [(InSleep::CountsOn, false), (InSleep::StandsStill, true)] {
+        let mut vm = Vm::started(advance(), Host::new(25 * MHZ));
+        vm.pass(500 * MS).sleep(slept_ns, in_sleep);
+        let shown = vm.timeline.shown_sleep(&vm.host.sample(vm.now_ns));
+        assert_eq!(shown.is_some(), is_shown, "{in_sleep:?}");
+    }
+}
+
+#[test]
+fn a_sleep_that_the_guest_has_seen_is_on_record() {
+    for in_sleep in [InSleep::CountsOn, InSleep::StandsStill] {
+        let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+        vm.pass(100 * MS).sleep(30 * MS, in_sleep);
+        let before = vm.count();
+        let seen = Evidence::Clocks { error_ns: 30 * MS };
+        let record = vm.step(Event::Slept(seen)).unwrap();
+        assert_eq!((vm.count(), vm.actions.len()), (before, 0), "{in_sleep:?}");
+        assert_eq!(
+            (record.policy, record.hidden_ns),
+            (Some(Policy::Advance), 0)
+        );
+        let gap = record.gap.unwrap();
+        assert_eq!((gap.ns, gap.error_ns), (30_000_000, 30 * MS));
+    }
+    // What the clocks' noise explains is none.
+    let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+    vm.pass(MS).sleep(SLEEP_THRESHOLD_NS - 1, InSleep::CountsOn);
+    let seen = Evidence::Clocks { error_ns: MS };
+    assert_eq!(vm.step(Event::Slept(seen)), None);
 }
 
 #[test]
