@@ -50,8 +50,8 @@ pub struct Policies {
 
 impl Policies {
     /// The first event, by its option's name, that has this policy.
-    fn event_with(&self, policy: Policy) -> Option<&'static str> {
-        let &Self {
+    fn event_with(self, policy: Policy) -> Option<&'static str> {
+        let Self {
             pause,
             restore,
             migrate,
@@ -147,7 +147,7 @@ impl Config {
 
     /// With nested virtualization a guest has four counters, of which two are its own guests'.
     fn check_nothing_hidden(&self) -> Result<(), TimelineError> {
-        let policies = &self.policies;
+        let policies = self.policies;
         let frozen = policies
             .event_with(Policy::Freeze)
             .map(|it| (it, "advance"));
