@@ -65,6 +65,9 @@ pub use vm_time::{
     AccountError, Error, LivePhysicalTimeSample, LostTime, PausedTimeSample, RunningVcpu,
     TimeSample, VcpuSample, VcpuTime, VmTime, VmTimeConfig,
 };
+#[cfg(target_arch = "aarch64")]
+#[doc(hidden)]
+pub use vm_time::{Host, KvmHost};
 
 use std::ops::RangeInclusive;
 

@@ -2,8 +2,6 @@
 #![expect(unsafe_code, reason = "kvm-ioctls has no KVM_ARM_SET_COUNTER_OFFSET")]
 
 use std::io;
-use std::thread::sleep;
-use std::time::Duration;
 
 use kvm_bindings::kvm_arm_counter_offset;
 use kvm_ioctls::VmFd;
@@ -21,17 +19,13 @@ mod number {
 }
 use number::KVM_ARM_SET_COUNTER_OFFSET;
 
-/// How often a busy VM is asked again, a millisecond apart. At a closed gate only a thread that
-/// reads a vCPU's registers can be in the way, and that takes microseconds.
-const TRIES: u32 = 100;
-
 /// The offset was not set.
 #[derive(Debug, thiserror::Error)]
 pub enum SetOffsetError {
-    /// A vCPU was in an ioctl all the time.
+    /// A vCPU was in an ioctl, and nothing was changed.
     #[error(
-        "a vCPU was busy for {TRIES} ms, and KVM changes a VM's counters only while none is; \
-         pause the VM and leave its vCPUs alone meanwhile"
+        "a vCPU was busy, and KVM changes a VM's counters only while none is; pause the VM and \
+         leave its vCPUs alone meanwhile"
     )]
     Busy,
     /// Anything else.
@@ -43,17 +37,13 @@ pub enum SetOffsetError {
 ///
 /// # Errors
 ///
-/// [`SetOffsetError::Busy`] if a vCPU does not come out of an ioctl, and whatever else KVM says.
+/// [`SetOffsetError::Busy`] if a vCPU is in an ioctl, and whatever else KVM says. An offset that is
+/// set after another try is as much too small as that took: compute it anew.
 pub fn set(vm: &VmFd, offset: CounterOffset) -> Result<(), SetOffsetError> {
-    for _ in 0..TRIES {
-        match try_set(vm, offset) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                sleep(Duration::from_millis(1));
-            }
-            result => return result.map_err(SetOffsetError::Kernel),
-        }
-    }
-    Err(SetOffsetError::Busy)
+    try_set(vm, offset).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => SetOffsetError::Busy,
+        _ => SetOffsetError::Kernel(error),
+    })
 }
 
 fn try_set(vm: &VmFd, offset: CounterOffset) -> io::Result<()> {

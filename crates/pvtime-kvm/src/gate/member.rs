@@ -145,6 +145,11 @@ impl<C> Member<C> {
         loop {
             let position = state.position;
             let member = state.member(self.index);
+            // It was about to pass: it has arrived again before it does anything else, so that
+            // whoever closed the gate finds its accounts done.
+            if (position, member.place) == (Position::Closed, Place::Ready) {
+                return Task::Stay;
+            }
             if let Some(job) = member.job.take() {
                 return Task::Job(job);
             }
@@ -155,7 +160,6 @@ impl<C> Member<C> {
                     return Task::GetReady;
                 }
                 (Position::Opening, Place::Waiting) => return Task::GetReady,
-                (Position::Closed, Place::Ready) => return Task::Stay,
                 _ => {
                     // Who stays leaves the CPU to the others.
                     let looking = if member.place == Place::Ready {

@@ -337,3 +337,20 @@ fn an_opening_that_fails_lets_nobody_pass() {
     gate.stop();
     thread.join().unwrap();
 }
+
+#[test]
+fn who_was_about_to_pass_has_arrived_again_when_the_gate_is_closed() {
+    let gate = Arc::new(Gate::new(SIGNAL, Lease::forever()).unwrap());
+    let guest = Arc::new(Guest::default());
+    let (thread, told) = run_told(&gate, &guest);
+    wait_until(|| told.lock().unwrap().len() == 1);
+    // Wherever it is on its way into the guest.
+    for turn in 0..25 {
+        gate.open();
+        gate.close(LIMIT, || ()).unwrap();
+        let last = told.lock().unwrap().last().copied();
+        assert_eq!(last, Some(Passing::Arrives), "turn {turn}");
+    }
+    gate.stop();
+    thread.join().unwrap();
+}

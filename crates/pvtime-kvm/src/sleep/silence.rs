@@ -1,6 +1,6 @@
 //! What can be told of a time in which nobody renewed the lease.
 
-use pvtime::host::timeline::{Evidence, HostSample, Timeline};
+use pvtime::host::timeline::{Evidence, HostSample, RTC_ERROR_NS, Timeline};
 
 use super::MARGIN_NS;
 
@@ -69,9 +69,12 @@ impl Silence {
         let certain_ns = self.certain_ns(now.boottime_ns);
         if let Some(slept_ns) = timeline.slept_ns(now) {
             let slept_ns = u64::try_from(slept_ns).unwrap_or(u64::MAX);
-            // Of a sleep that was hardly longer than the lease, a vCPU may have seen the rest.
-            let seen_ns = slept_ns.saturating_sub(certain_ns);
-            let error_ns = clock_error_ns(before, now).saturating_add(seen_ns);
+            let error_ns = if has_counted(before, now) {
+                // Of a sleep that was hardly longer than the lease, a vCPU may have seen the rest.
+                slept_ns.saturating_sub(certain_ns)
+            } else {
+                RTC_ERROR_NS
+            };
             return Some(Evidence::Clocks { error_ns });
         }
         (certain_ns > 0).then(|| Evidence::Stall {
@@ -84,20 +87,15 @@ impl Silence {
     }
 }
 
-/// How far the kernel's idea of a sleep may be off: not at all where its counter ran through it,
-/// and the second that an RTC shows where that had to tell.
-fn clock_error_ns(before: &HostSample, now: &HostSample) -> u64 {
-    const RTC_NS: u64 = 1_000_000_000;
+/// Whether the counter ran all the time, so that the kernel knows a sleep from it, and a vCPU may
+/// have seen it there.
+fn has_counted(before: &HostSample, now: &HostSample) -> bool {
     const DRIFT: u64 = 1_000;
     let passed_ns = now.boottime_ns.saturating_sub(before.boottime_ns);
     let ticks = u128::from(now.counter.since(before.counter));
     let counted_ns = ticks * 1_000_000_000 / u128::from(now.frequency.hz());
     let slack_ns = u128::from(passed_ns / DRIFT + 1_000_000);
-    if counted_ns.abs_diff(passed_ns.into()) <= slack_ns {
-        0
-    } else {
-        RTC_NS
-    }
+    counted_ns.abs_diff(passed_ns.into()) <= slack_ns
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use pvtime::host::{CounterOffset, HostCount};
 use super::{Error, State, VmTime};
 use crate::record::TimersRecord;
 use crate::registers::TIMER_CNT;
-use crate::{counter, offset, timers};
+use crate::{counter, timers};
 
 impl VmTime {
     /// Carries out one action on a VM whose vCPUs are out of the guest.
@@ -37,7 +37,7 @@ impl VmTime {
 
     fn set_offset(&self, state: &State, offset: CounterOffset) -> Result<(), Error> {
         match state.timeline.config().counters {
-            CounterScope::Both => Ok(offset::set(&self.vm, offset)?),
+            CounterScope::Both => Ok(self.host.set_offset(offset)?),
             // One vCPU's register sets the counter of all.
             CounterScope::VirtualOnly => self.on_vcpus(state.vcpus.len(), move |index, vcpu| {
                 if index > 0 {

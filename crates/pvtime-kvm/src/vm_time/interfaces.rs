@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::VmFd;
 use pvtime::abi::Ipa;
 use pvtime::abi::live_physical_time::{self, LivePhysicalTime};
 use pvtime::abi::paused_time::{self, PausedTime};
@@ -11,7 +11,6 @@ use pvtime::abi::smccc::{Dialect, PvTimeCall};
 use pvtime::host::hypercalls::Services;
 use pvtime::host::live::LiveState;
 use pvtime::host::saved::Sequences;
-use pvtime::host::timeline::TimelineError;
 use pvtime::seqlock::{Shape, Word, WriteWords};
 use serde::Serialize;
 use vm_memory::{Address, GuestAddress};
@@ -20,7 +19,6 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::{Error, VmTime, VmTimeConfig};
 use crate::published::Published;
 use crate::region::{BLOCK_BYTES, Block};
-use crate::timers::get;
 use crate::{ReservedMemory, StolenTimeProvider, filter};
 
 /// Blocks after that of stolen time, by their place in the region.
@@ -255,17 +253,4 @@ impl VmTime {
     pub(super) fn has_no_calls(&self) -> bool {
         self.stolen.provider() == StolenTimeProvider::Off && self.interfaces.live.is_none()
     }
-
-    /// Refuses a vCPU that can be a hypervisor (`KVM_ARM_VCPU_HAS_EL2`): it has counters that no
-    /// structure describes.
-    pub(super) fn check_not_nested(&self, vcpu: &VcpuFd) -> Result<(), Error> {
-        // KVM has no EL2 register on other vCPUs.
-        if self.interfaces.live.is_some() && get(vcpu, HCR_EL2).is_ok() {
-            return Err(Error::Timeline(TimelineError::LiveWithNested));
-        }
-        Ok(())
-    }
 }
-
-/// op0 3, op1 4, `CRn` 1, `CRm` 1, op2 0.
-const HCR_EL2: u64 = 0x6030_0000_0013_e088;

@@ -1,9 +1,11 @@
 //! The one owner of a VM's time.
 
 mod account;
+mod close;
 mod config;
 mod execute;
 mod guest_suspend;
+mod host;
 mod interfaces;
 mod lost;
 mod sample;
@@ -13,17 +15,19 @@ mod watch;
 
 pub use account::AccountError;
 pub use config::{Error, VmTimeConfig};
+pub use host::{Host, KvmHost};
 pub use interfaces::{LivePhysicalTimeSample, PausedTimeSample};
 pub use lost::LostTime;
 pub use sample::{TimeSample, VcpuSample};
 pub use vcpu::{RunningVcpu, VcpuTime};
 
 use account::VcpuAccount;
+use close::CLOSE_LIMIT;
 use interfaces::Interfaces;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvm_ioctls::{VcpuFd, VmFd};
 use pvtime::host::Cause;
@@ -35,15 +39,17 @@ use pvtime::scale::Frequency;
 use rustix::thread::Pid;
 
 use crate::gate::Gate;
+use crate::offset::SetOffsetError;
 use crate::record::{Record, Records, TimersRecord};
-use crate::sleep::{BEAT, Lease};
+use crate::sleep::Lease;
 use crate::stolen_time::{self, Stolen};
 use crate::thread_stat::HaltTime;
 use crate::untranslated::Untranslated;
 use crate::{HostTime, ReservedMemory, StolenTimeProvider, clock, counter};
 
-/// How long a vCPU may take to come out of the guest and of the handling of an exit.
-const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+/// How often a busy VM's offset is tried again, a millisecond apart. At a closed gate only a thread
+/// that reads a vCPU's registers can be in the way, and that takes microseconds.
+const TRIES: u32 = 100;
 
 /// The time of one VM.
 ///
@@ -51,9 +57,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// any thread; those that change something take their turns.
 #[derive(Debug)]
 pub struct VmTime {
-    vm: Arc<VmFd>,
+    host: Box<dyn Host>,
     gate: Arc<Gate<VcpuFd>>,
-    frequency: Frequency,
     counter_limits: Option<String>,
     stolen: Stolen,
     interfaces: Interfaces,
@@ -105,8 +110,23 @@ impl VmTime {
     /// with a policy that advances, [`Error::Signal`], [`Error::Region`], [`Error::Filter`],
     /// [`Error::Publisher`], [`Error::Interrupt`], [`Error::Watch`].
     pub fn new(vm: &Arc<VmFd>, host: &HostTime, config: VmTimeConfig) -> Result<Arc<Self>, Error> {
-        let frequency = counter::frequency().ok_or(Error::NoFrequency)?;
-        config.check(host, frequency)?;
+        let kvm = KvmHost::new(vm)?;
+        Self::with_host(vm, host, config, Box::new(kvm))
+    }
+
+    /// The same on a host of the caller's making.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    #[doc(hidden)]
+    pub fn with_host(
+        vm: &Arc<VmFd>,
+        host: &HostTime,
+        config: VmTimeConfig,
+        its_host: Box<dyn Host>,
+    ) -> Result<Arc<Self>, Error> {
+        config.check(host, its_host.sample().frequency)?;
         let signal = config.kick_signal;
         let counters = config.counters.plan(host);
         let timeline = Timeline::new(Config {
@@ -129,9 +149,8 @@ impl VmTime {
         };
         let gate = Gate::new(signal, lease).map_err(|source| Error::Signal { signal, source })?;
         let time = Arc::new(Self {
-            vm: Arc::clone(vm),
+            host: its_host,
             gate: Arc::new(gate),
-            frequency,
             counter_limits: counters.limits,
             stolen,
             interfaces,
@@ -160,11 +179,11 @@ impl VmTime {
     /// # Errors
     ///
     /// [`Error::NoSuchVcpu`], [`Error::AttachedTwice`], [`Error::Attach`], [`Error::Hide`],
-    /// [`Error::Accounts`], [`Error::Timeline`] for live physical time on a vCPU that can be a
-    /// hypervisor.
+    /// [`Error::Accounts`], [`Error::Timeline`] for live physical time, or a policy that freezes, on
+    /// a vCPU that can be a hypervisor.
     pub fn attach(self: &Arc<Self>, vcpu: &VcpuFd, index: usize) -> Result<VcpuTime, Error> {
         let mut state = self.lock();
-        let vcpus = state.vcpus.len();
+        let (vcpus, config) = (state.vcpus.len(), *state.timeline.config());
         let known = state
             .vcpus
             .get_mut(index)
@@ -172,7 +191,11 @@ impl VmTime {
         if !matches!(known, Vcpu::New) {
             return Err(Error::AttachedTwice { index });
         }
-        self.check_not_nested(vcpu)?;
+        let nested_virtualization = self.host.is_nested(vcpu);
+        Timeline::new(Config {
+            nested_virtualization,
+            ..config
+        })?;
         let halt = HaltTime::of(vcpu).map_err(|source| Error::Accounts { index, source })?;
         *known = Vcpu::Attached(halt);
         if self.has_no_calls() {
@@ -308,7 +331,7 @@ impl VmTime {
     ///
     /// [`Error::Timeline`], with both frequencies and the way out.
     pub fn admits(&self, host: Frequency) -> Result<(), Error> {
-        let timeline = self.heard(&self.lock(), clock::sample(self.frequency))?;
+        let timeline = self.heard(&self.lock(), self.now())?;
         Ok(timeline.admits(host)?)
     }
 
@@ -354,34 +377,6 @@ impl VmTime {
         accounts
     }
 
-    /// Takes every vCPU of a running VM out of the guest, for this cause, once its time is right: a
-    /// sleep of the host that was not dealt with is for the watch. A VM that does not run is as it
-    /// was. The clocks are of the moment when the last was out.
-    fn close_for(&self, cause: Cause) -> Result<(MutexGuard<'_, State>, HostSample), Error> {
-        let start = Instant::now();
-        loop {
-            let state = self.lock();
-            if !state.timeline.is_running() {
-                return Ok((state, self.now()));
-            }
-            self.closed_for.set(cause);
-            let now = self.gate.close(CLOSE_LIMIT, || self.now())?;
-            if !self.gate.lease().has_ended() {
-                return Ok((state, now));
-            }
-            self.gate.leave_to_lease();
-            drop(state);
-            let held_up = self
-                .watch
-                .held_up()
-                .filter(|_| start.elapsed() > CLOSE_LIMIT);
-            if let Some(reason) = held_up {
-                return Err(Error::HeldUp { reason });
-            }
-            sleep(BEAT);
-        }
-    }
-
     /// Steps the timeline and lets the vCPUs into the guest at once.
     fn open_after(&self, state: &mut State, event: Event<'_>) -> Result<(), Error> {
         let opened = self.gate.open_after(|| self.step(state, self.now(), event));
@@ -390,8 +385,25 @@ impl VmTime {
     }
 
     /// Steps the timeline and carries out what that leads to. The record is to be kept when nothing
-    /// else is urgent.
+    /// else is urgent. Where a vCPU is in the way it is stepped again, with the clocks of then: what
+    /// passed meanwhile is the event's too.
     fn step(
+        &self,
+        state: &mut State,
+        mut now: HostSample,
+        event: Event<'_>,
+    ) -> Result<Option<Record>, Error> {
+        for _ in 1..TRIES {
+            match self.try_step(state, now, event) {
+                Err(Error::Offset(SetOffsetError::Busy)) => sleep(Duration::from_millis(1)),
+                result => return result,
+            }
+            now = self.now();
+        }
+        self.try_step(state, now, event)
+    }
+
+    fn try_step(
         &self,
         state: &mut State,
         now: HostSample,
@@ -418,7 +430,7 @@ impl VmTime {
     }
 
     fn now(&self) -> HostSample {
-        clock::sample(self.frequency)
+        self.host.sample()
     }
 
     /// The timeline with what the guest's calls have said since the last step.

@@ -14,6 +14,7 @@ use pvtime::host::timeline::{Event, Evidence, HostSample, TimelineError};
 use super::account::VcpuAccount;
 use super::{Error, State, Vcpu, VmTime};
 use crate::clock;
+use crate::record::Record;
 use crate::sleep::{BEAT, Silence};
 
 /// How long a vCPU may take to come out when the host has slept; then it is waited for again, and
@@ -30,20 +31,19 @@ pub(super) struct Watch {
     thread: Mutex<Option<(Sender<Infallible>, JoinHandle<()>)>>,
     /// Why the VM waits since the host slept; `None` where it does not.
     held_up: Mutex<Option<String>>,
+    /// A stop after which the VM's time could not be set right yet, and the gate stays closed until
+    /// it is; whoever changes it has the VM's state.
+    unsettled: Mutex<Option<Silence>>,
 }
 
 impl Watch {
     /// Starts the thread, which goes when its VM's time does.
     pub fn start(&self, time: &Arc<VmTime>) -> io::Result<()> {
-        let looked = clock::sample(time.frequency);
+        let looked = time.now();
         let time = Arc::downgrade(time);
         let (stop, stopped) = channel::<Infallible>();
         let thread = Builder::new().name("host-sleep".into()).spawn(move || {
-            let mut watcher = Watcher {
-                beats: 0,
-                looked,
-                is_unsettled: false,
-            };
+            let mut watcher = Watcher { beats: 0, looked };
             while stopped.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
                 let Some(time) = Weak::upgrade(&time) else {
                     return;
@@ -67,6 +67,11 @@ impl Watch {
         }
     }
 
+    /// Whether the VM's time is right, but for a stop that nobody has looked at yet.
+    pub fn is_settled(&self) -> bool {
+        lock(&self.unsettled).is_none()
+    }
+
     /// Why the VM waits.
     pub fn held_up(&self) -> Option<String> {
         lock(&self.held_up).clone()
@@ -82,18 +87,23 @@ struct Watcher {
     beats: u32,
     /// The clocks at the last look.
     looked: HostSample,
-    /// The gate is closed because the VM's time could not be set right.
-    is_unsettled: bool,
 }
+
+/// Nobody was stopped, for all that is known; the clocks may have something to say still.
+const NO_STOP: Evidence = Evidence::Stall {
+    certain_ns: 0,
+    possible_ns: 0,
+};
 
 impl Watcher {
     fn beat(&mut self, time: &VmTime) {
         let now_ns = clock::boottime_ns();
-        let settled = if self.is_unsettled || time.gate.lease().had_ended_at(now_ns) {
-            self.settle(time, None)
-        } else {
+        let is_right = time.watch.is_settled() && !time.gate.lease().had_ended_at(now_ns);
+        let settled = if is_right {
             time.gate.renew_lease(now_ns);
             self.look_now_and_then(time)
+        } else {
+            self.settle(time)
         };
         *lock(&time.watch.held_up) = settled.err().map(|error| error.to_string());
     }
@@ -125,15 +135,16 @@ impl Watcher {
             )) => {
                 // Too short for the lease to end: vCPUs ran through it, and have seen it.
                 drop(state);
-                let seen = Evidence::Clocks { error_ns: u64::MAX };
-                self.settle(time, Some(seen))
+                self.settle(time)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Sets a running VM's time right, for what is known or for what can be found out.
-    fn settle(&mut self, time: &VmTime, known: Option<Evidence>) -> Result<(), Error> {
+    /// Sets a running VM's time right, for what can be found out or was found out before. After an
+    /// error the gate stays closed and what was found out is kept, for a later beat: nothing would
+    /// be found any more, the lease being new.
+    fn settle(&mut self, time: &VmTime) -> Result<(), Error> {
         let mut state = time.lock();
         if !state.timeline.is_running() {
             // Nobody is in the guest, and what passes until then belongs to the pause.
@@ -142,17 +153,24 @@ impl Watcher {
         }
         time.closed_for.set(Cause::HostSuspend);
         let now = time.gate.close(TURN, || time.now())?;
-        let silence = time.silence(&state);
-        let evidence = known.or_else(|| silence.evidence(&state.timeline, &self.looked, &now));
-        // Nobody passes before the gate opens, and it does not after an error, until a later beat.
-        self.is_unsettled = true;
-        self.looked = now;
-        time.gate.renew_lease(now.boottime_ns);
-        match evidence {
-            Some(evidence) => time.slept(&mut state, now, evidence, &silence)?,
-            None => time.gate.open(),
+        let found_before = lock(&time.watch.unsettled).take();
+        let is_new = found_before.is_none();
+        let silence = found_before.unwrap_or_else(|| time.silence(&state));
+        // Nobody came in since it was found, so that what is certain of it lasts up to now.
+        let evidence = silence.evidence(&state.timeline, &self.looked, &now);
+        if is_new && evidence.is_some() {
+            let certain_ns = silence.certain_ns(now.boottime_ns);
+            state.enter_sleep(silence.since_ns, now.boottime_ns - certain_ns);
         }
-        self.is_unsettled = false;
+        *lock(&time.watch.unsettled) = Some(silence);
+        // Those who get ready look at what they did, and do so on a lease that has not ended.
+        time.gate.renew_lease(now.boottime_ns);
+        let event = Event::Slept(evidence.unwrap_or(NO_STOP));
+        let stepped = || time.try_step(&mut state, now, event);
+        let record = time.gate.open_after(stepped)?;
+        *lock(&time.watch.unsettled) = None;
+        self.looked = now;
+        time.keep_sleep(&mut state, record);
         Ok(())
     }
 }
@@ -170,28 +188,13 @@ impl VmTime {
         }
     }
 
-    /// Enters a sleep of the host up to `now` in the accounts, all vCPUs being at the gate, takes it
-    /// out of the VM's time, and lets the vCPUs in. What passes from `now` on is as if they ran.
-    fn slept(
-        &self,
-        state: &mut State,
-        now: HostSample,
-        evidence: Evidence,
-        silence: &Silence,
-    ) -> Result<(), Error> {
-        let certain_ns = now.boottime_ns - silence.certain_ns(now.boottime_ns);
-        for account in state.accounts_of_threads().flatten() {
-            account.slept(Cause::HostSuspend, silence.since_ns, certain_ns);
-        }
-        let event = Event::Slept(evidence);
-        let stepped = || self.step(state, now, event);
-        let record = self.gate.open_after(stepped)?;
+    /// Keeps the record of a sleep, if there is one, which lasted while the VM ran.
+    pub(super) fn keep_sleep(&self, state: &mut State, record: Option<Record>) {
         let gap = record.as_ref().and_then(|record| record.gap.as_ref());
         if let Some(gap_ns) = gap.and_then(|gap| u64::try_from(gap.ns).ok()) {
             state.stops.add(gap_ns);
         }
         self.keep(record);
-        Ok(())
     }
 
     /// Why the VM waits, where it does because its host slept and its time could not be set right
@@ -203,6 +206,15 @@ impl VmTime {
 }
 
 impl State {
+    /// Enters a sleep of the host in the accounts, all vCPUs being at the gate: it began at
+    /// `since_ns` at the earliest and at `certain_ns` at the latest. What passes from now on is
+    /// entered by those who wait there.
+    pub(super) fn enter_sleep(&self, since_ns: u64, certain_ns: u64) {
+        for account in self.accounts_of_threads().flatten() {
+            account.slept(Cause::HostSuspend, since_ns, certain_ns);
+        }
+    }
+
     /// The account of each vCPU, where it has a thread.
     fn accounts_of_threads(&self) -> impl Iterator<Item = Option<&VcpuAccount>> {
         self.vcpus.iter().map(|vcpu| match vcpu {

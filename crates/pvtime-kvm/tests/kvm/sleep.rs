@@ -24,7 +24,7 @@ const PROGRAM: [u32; 4] = [
 ];
 
 /// A vCPU on its thread, and the counts that its guest showed.
-struct Guest {
+pub struct Guest {
     time: Arc<VmTime>,
     /// How often a guest of this VM showed its count.
     shown: Arc<AtomicU64>,
@@ -71,9 +71,9 @@ impl Guest {
 }
 
 /// A VM that was started, and what its vCPUs' threads return.
-struct Vm<R> {
-    time: Arc<VmTime>,
-    shown: Arc<AtomicU64>,
+pub struct Vm<R> {
+    pub time: Arc<VmTime>,
+    pub shown: Arc<AtomicU64>,
     threads: Vec<JoinHandle<R>>,
     _gic: DeviceFd,
     _machine: Machine,
@@ -81,8 +81,17 @@ struct Vm<R> {
 
 impl<R: Send + 'static> Vm<R> {
     fn start(config: VmTimeConfig, play: impl Fn(Guest) -> R + Send + Sync + 'static) -> Self {
+        Self::start_with(config, |machine| machine.time(config).unwrap(), play)
+    }
+
+    /// With time that `time` makes of `config`.
+    pub fn start_with(
+        config: VmTimeConfig,
+        time: impl FnOnce(&Machine) -> Arc<VmTime>,
+        play: impl Fn(Guest) -> R + Send + Sync + 'static,
+    ) -> Self {
         let machine = Machine::new(&PROGRAM);
-        let time = machine.time(config).unwrap();
+        let time = time(&machine);
         let fds: Vec<_> = (0..config.vcpus as u64)
             .map(|index| machine.vcpu(index))
             .collect();
@@ -128,7 +137,7 @@ impl<R: Send + 'static> Vm<R> {
     }
 
     /// Shuts the VM down, once its guests have shown what they see now.
-    fn end(self) -> Vec<R> {
+    pub fn end(self) -> Vec<R> {
         let enough = self.shown.load(Ordering::SeqCst) + self.threads.len() as u64;
         let limit = Instant::now() + Duration::from_secs(20);
         while self.shown.load(Ordering::SeqCst) < enough {
@@ -140,7 +149,7 @@ impl<R: Send + 'static> Vm<R> {
     }
 }
 
-fn config(vcpus: usize, stall: StallPolicy) -> VmTimeConfig {
+pub fn config(vcpus: usize, stall: StallPolicy) -> VmTimeConfig {
     let policies = Policies {
         stall,
         ..Policies::default()
@@ -206,7 +215,7 @@ impl Stopped {
     }
 }
 
-fn records(time: &VmTime) -> Vec<Record> {
+pub fn records(time: &VmTime) -> Vec<Record> {
     time.records().after(0, Duration::ZERO)
 }
 
@@ -310,7 +319,7 @@ fn s2_a_thousand_stops_between_the_gate_and_the_guest() {
 }
 
 /// Runs until the VM is shut down: steps back, and the largest step in ms.
-fn run_on(mut guest: Guest) -> (u64, u64) {
+pub fn run_on(mut guest: Guest) -> (u64, u64) {
     while guest.show().is_ok() {}
     (guest.backwards_steps, ms(guest.largest_step))
 }

@@ -41,12 +41,17 @@ impl Host {
         }
     }
 
-    /// Sleeps with its power off, and starts its counter anew.
-    fn hibernates(self, ms: u64) -> Self {
+    /// Something starts its counter anew.
+    fn restarts(self) -> Self {
         Self {
             counter: 5 * TICKS_PER_MS,
-            ..self.sleeps(ms)
+            ..self
         }
+    }
+
+    /// Sleeps with its power off, and starts its counter anew.
+    fn hibernates(self, ms: u64) -> Self {
+        self.sleeps(ms).restarts()
     }
 
     fn sample(self) -> HostSample {
@@ -158,6 +163,60 @@ fn a_sleep_is_what_the_clocks_say() {
         ..then
     };
     assert_eq!(evidence(at, stood, 10), clocks(S));
+    // And nobody has seen of it what a lease had left to see.
+    let stood = Host {
+        counter: at.counter,
+        ..at.sleeps(4_000).runs(20)
+    };
+    assert_eq!(evidence(at, stood, 10), clocks(S));
+}
+
+#[test]
+fn a_stop_is_longer_the_later_it_is_dealt_with() {
+    // The offset could not be set at once, and nobody came in meanwhile.
+    let at = Host::new();
+    let found = silence(at, at.runs(4_000), 50);
+    let certain_ms = |host: Host| {
+        let evidence = found.evidence(&running(at), &at.sample(), &host.sample());
+        match evidence {
+            Some(Evidence::Stall { certain_ns, .. }) => certain_ns / MS,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(certain_ms(at.runs(4_000)), 3_940);
+    assert_eq!(certain_ms(at.runs(4_090)), 4_030);
+    // Who looked again, on the lease that is renewed meanwhile, would know of nothing.
+    let anew = silence(at.runs(4_000), at.runs(4_010), 10);
+    let host = at.runs(4_010).sample();
+    assert_eq!(anew.evidence(&running(at), &at.sample(), &host), None);
+}
+
+#[test]
+fn g4_a_counter_that_restarts_unseen_by_the_clocks_goes_on_from_the_guests() {
+    let start = Host::new();
+    let at = start.runs(2_000);
+    let Step { timeline, .. } = running(start).step(at.sample(), Event::Observe).unwrap();
+    let last = guest(&timeline, at.runs(50));
+    let then = at.runs(100).restarts().runs(4_000);
+    for busy_ms in [50, 4_100] {
+        let found = silence(at, then, busy_ms).evidence(&timeline, &at.sample(), &then.sample());
+        // Where the threads ran there was no stop, and the clocks have something to say still.
+        assert_eq!(found.is_some(), busy_ms == 50);
+        let found = found.unwrap_or(Evidence::Stall {
+            certain_ns: 0,
+            possible_ns: 0,
+        });
+        let step = timeline.step(then.sample(), Event::Slept(found)).unwrap();
+        let after = guest(&step.timeline, then);
+        assert!(after >= last, "{after:?} after {last:?}");
+        let shown_ms = (after.0 - guest(&timeline, at).0) / TICKS_PER_MS;
+        let hidden_ms = step.adjustment.unwrap().hidden_ns / MS;
+        assert!(
+            (4_100..=4_106).contains(&(shown_ms + hidden_ms)),
+            "{shown_ms} ms"
+        );
+        assert_eq!(hidden_ms > 0, busy_ms == 50);
+    }
 }
 
 /// What the guest's counter reads.

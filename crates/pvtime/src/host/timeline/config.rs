@@ -48,6 +48,27 @@ pub struct Policies {
     pub stall: StallPolicy,
 }
 
+impl Policies {
+    /// The first event, by its option's name, that has this policy.
+    fn event_with(self, policy: Policy) -> Option<&'static str> {
+        let Self {
+            pause,
+            restore,
+            migrate,
+            suspend,
+            stall: _,
+        } = self;
+        let events = [
+            ("pause", pause),
+            ("restore", restore),
+            ("migrate", migrate),
+            ("suspend", suspend),
+        ];
+        let found = events.into_iter().find(|(_, its)| *its == policy);
+        found.map(|(event, _)| event)
+    }
+}
+
 /// What to do when advancing a VM that comes from another host, and by the two hosts' wall clocks
 /// it arrived before it left, by more than their error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -100,6 +121,14 @@ pub struct Config {
 impl Config {
     /// Refuses what contradicts itself.
     pub(super) fn check(&self) -> Result<(), TimelineError> {
+        self.check_live()?;
+        if self.nested_virtualization {
+            self.check_nothing_hidden()?;
+        }
+        Ok(())
+    }
+
+    fn check_live(&self) -> Result<(), TimelineError> {
         let Some(pv) = self.live_physical_time else {
             return Ok(());
         };
@@ -110,23 +139,22 @@ impl Config {
         if self.counters == CounterScope::VirtualOnly {
             return Err(TimelineError::LiveWithVirtualOnly);
         }
-        let Policies {
-            pause,
-            restore,
-            migrate,
-            suspend,
-            stall: _,
-        } = self.policies;
-        for (event, policy) in [
-            ("pause", pause),
-            ("restore", restore),
-            ("migrate", migrate),
-            ("suspend", suspend),
-        ] {
-            if policy == Policy::Advance {
-                return Err(TimelineError::LiveWithAdvance { event });
-            }
+        match self.policies.event_with(Policy::Advance) {
+            Some(event) => Err(TimelineError::LiveWithAdvance { event }),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// With nested virtualization a guest has four counters, of which two are its own guests'.
+    fn check_nothing_hidden(&self) -> Result<(), TimelineError> {
+        let policies = self.policies;
+        let frozen = policies
+            .event_with(Policy::Freeze)
+            .map(|it| (it, "advance"));
+        let stalls = policies.stall == StallPolicy::Freeze;
+        match frozen.or(stalls.then_some(("stall", "report"))) {
+            Some((event, instead)) => Err(TimelineError::FreezeWithNested { event, instead }),
+            None => Ok(()),
+        }
     }
 }

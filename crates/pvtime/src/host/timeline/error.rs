@@ -30,6 +30,17 @@ pub enum TimelineError {
         "live physical time does not work with nested virtualization: do without one of the two"
     )]
     LiveWithNested,
+    /// Time is hidden from a guest hypervisor's counters and not, for certain, from its guests'.
+    #[error(
+        "with nested virtualization a guest has four counters, and nobody has seen time hidden \
+         from all of them: use --on-{event} {instead}, or do without nested virtualization"
+    )]
+    FreezeWithNested {
+        /// The option's name.
+        event: &'static str,
+        /// What to give it.
+        instead: &'static str,
+    },
     /// A physical counter that follows the host cannot be re-based.
     #[error(
         "live physical time needs an offset for the physical counter too: use a host with \
@@ -220,6 +231,15 @@ mod tests {
                 TimelineError::LiveWithNested,
                 "live physical time does not work with nested virtualization: do without one of \
                  the two",
+            ),
+            (
+                TimelineError::FreezeWithNested {
+                    event: "stall",
+                    instead: "report",
+                },
+                "with nested virtualization a guest has four counters, and nobody has seen time \
+                 hidden from all of them: use --on-stall report, or do without nested \
+                 virtualization",
             ),
             (
                 TimelineError::LiveWithVirtualOnly,

@@ -92,6 +92,8 @@ pub use record::{
 };
 pub use sample::{HostSample, WallStandard};
 
+use sample::CounterRun;
+
 use super::live::{LiveParts, LiveState};
 use super::saved::{SavedVm, Sequences};
 use super::{Cause, CounterOffset, GuestCount, PausedNs};
@@ -101,6 +103,10 @@ use crate::scale::Frequency;
 
 /// A sleep of the host shorter than this is left in the guest's counters.
 pub const SLEEP_THRESHOLD_NS: u64 = 1_000_000;
+
+/// How far a sleep's length may be off where the host's counter did not run through it: the kernel
+/// asked a real-time clock, which shows seconds.
+pub const RTC_ERROR_NS: u64 = 1_000_000_000;
 
 /// One VM's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,7 +165,7 @@ impl Timeline {
     /// # Errors
     ///
     /// [`TimelineError::LiveWithAdvance`], [`TimelineError::LiveWithNested`],
-    /// [`TimelineError::LiveWithVirtualOnly`], and a PV frequency that does not fit 32 bits.
+    /// [`TimelineError::LiveWithVirtualOnly`], [`TimelineError::FreezeWithNested`], and a PV frequency that does not fit 32 bits.
     pub fn new(config: Config) -> Result<Self, TimelineError> {
         config.check()?;
         Ok(Self {
@@ -268,6 +274,26 @@ impl Timeline {
         let slept_ns = now.slept_ns_since(&last);
         let noise_ns = now.spans_ns(&last).saturating_add(SLEEP_THRESHOLD_NS);
         (slept_ns >= i128::from(noise_ns)).then_some(slept_ns)
+    }
+
+    /// What to step with [`Event::Slept`] where [`Event::Observe`] would be refused for a sleep or a
+    /// restarted counter, and nobody kept the vCPUs out of the guest meanwhile: a counter that ran
+    /// through a sleep has shown all of it, and nothing of that is hidden. `None` where the clocks
+    /// tell of nothing.
+    #[must_use]
+    pub fn shown_sleep(&self, now: &HostSample) -> Option<Evidence> {
+        let Phase::Running { last, .. } = self.phase else {
+            return None;
+        };
+        let is_refused = matches!(
+            self.step(*now, Event::Observe),
+            Err(TimelineError::UnhandledSleep { .. } | TimelineError::UnhandledRestart { .. })
+        );
+        let error_ns = match now.counter_since(&last) {
+            CounterRun::Through => now.slept_ns_since(&last).try_into().unwrap_or(u64::MAX),
+            CounterRun::AwakeOnly | CounterRun::Restarted => RTC_ERROR_NS,
+        };
+        is_refused.then_some(Evidence::Clocks { error_ns })
     }
 
     /// Whether the VM runs.

@@ -69,7 +69,8 @@ pub enum Evidence {
     /// From the samples: `CLOCK_BOOTTIME` gained on `CLOCK_MONOTONIC`.
     Clocks {
         /// How far the kernel's idea of the sleep may be off: 0 where the clock source counts
-        /// while the host sleeps, a second where the kernel asked the RTC.
+        /// while the host sleeps, [`RTC_ERROR_NS`](super::RTC_ERROR_NS) where the kernel asked the
+        /// RTC; and as much more as a vCPU may have run through.
         error_ns: u64,
     },
     /// Inferred: the clocks ran on and the VMM did not.

@@ -14,6 +14,8 @@ struct Sleep {
     gap: Gap,
     /// What of it no vCPU can have run.
     certain_ns: u64,
+    /// As much of that as `CLOCK_MONOTONIC_RAW` counted: nothing of a sleep, all of a stall.
+    counted_ns: u64,
     /// What the counter did meanwhile.
     run: CounterRun,
     policy: Policy,
@@ -66,6 +68,7 @@ impl Timeline {
                 source: GapSource::SleepClocks,
             },
             certain_ns,
+            counted_ns: 0,
             run,
             policy: self.config.policies.suspend,
             is_pause,
@@ -76,7 +79,8 @@ impl Timeline {
             // Too short to tell whether the counter stood still: taking it out might be too much.
             (sleep.run, sleep.policy) = (CounterRun::Through, Policy::Advance);
         }
-        Ok(Some(sleep).filter(|_| is_pause || run == CounterRun::Restarted))
+        let is_known = run == CounterRun::Restarted || self.slept_ns(now).is_some();
+        Ok(Some(sleep).filter(|_| is_pause || is_known))
     }
 
     /// The stall that somebody inferred, if any.
@@ -94,20 +98,29 @@ impl Timeline {
                 certain_ns,
                 possible_ns,
             })?;
-        if run != CounterRun::Through {
+        let stood = run == CounterRun::AwakeOnly;
+        if stood && self.slept_ns(now).is_some() {
             let ticks = now.counter.since(last.counter);
             let boottime_ns = now.boottime_ns - last.boottime_ns;
             return Err(TimelineError::UnhandledRestart { ticks, boottime_ns });
         }
+        let restarted = run == CounterRun::Restarted;
+        let drift_ns = if restarted { drift_ns(now, last) } else { 0 };
+        let gap = Gap {
+            ns: certain_ns.into(),
+            error_ns: error_ns.saturating_add(drift_ns),
+            source: GapSource::Inferred,
+        };
+        // What the counter did not count, too short to be a sleep, is not taken out of it again.
+        let uncounted_ns = if stood { now.slept_ns_since(last) } else { 0 };
+        let uncounted_ns = u64::try_from(uncounted_ns.max(0)).unwrap_or(u64::MAX);
+        let certain_ns = certain_ns.saturating_sub(uncounted_ns);
         let is_pause = self.config.policies.stall == StallPolicy::Freeze && certain_ns > 0;
         let sleep = Sleep {
-            gap: Gap {
-                ns: certain_ns.into(),
-                error_ns,
-                source: GapSource::Inferred,
-            },
+            gap,
             certain_ns,
-            run,
+            counted_ns: certain_ns,
+            run: if stood { CounterRun::Through } else { run },
             policy: if is_pause {
                 Policy::Freeze
             } else {
@@ -115,7 +128,7 @@ impl Timeline {
             },
             is_pause,
         };
-        Ok(Some(sleep).filter(|_| possible_ns > 0))
+        Ok(Some(sleep).filter(|_| possible_ns > 0 || restarted))
     }
 
     /// Sets the guest's counter right after a sleep.
@@ -215,9 +228,14 @@ fn guest_count(
                 .saturating_add(drift_ns(now, last))
                 .saturating_add(now.spans_ns(last));
             let passed_ns = match policy {
-                Policy::Freeze => least_ns,
-                Policy::Advance => least_ns.saturating_add(sleep.certain_ns),
+                Policy::Freeze => least_ns.checked_sub(sleep.counted_ns),
+                Policy::Advance => least_ns.checked_add(sleep.certain_ns - sleep.counted_ns),
             };
+            let passed_ns = passed_ns.ok_or(TimelineError::SleepTooLong {
+                hidden_ns: sleep.certain_ns,
+                now: now.counter.to_guest(offset),
+                last: shown,
+            })?;
             frequency
                 .ns_to_ticks(passed_ns, Rounding::Up)?
                 .saturating_add(1)

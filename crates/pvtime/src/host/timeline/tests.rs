@@ -503,6 +503,70 @@ fn l1_the_pv_frequency_is_for_life() {
 }
 
 #[test]
+fn s11_nothing_is_hidden_from_the_four_counters_of_nested_virtualization() {
+    let refused = |policies| {
+        let config = Config {
+            policies,
+            nested_virtualization: true,
+            ..Config::default()
+        };
+        match Timeline::new(config) {
+            Ok(_) => None,
+            Err(TimelineError::FreezeWithNested { event, instead }) => Some((event, instead)),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    let shown = advance().policies;
+    assert_eq!(refused(shown), None);
+    let freeze = Policy::Freeze;
+    let cases = [
+        (
+            Policies {
+                pause: freeze,
+                ..shown
+            },
+            "pause",
+            "advance",
+        ),
+        (
+            Policies {
+                restore: freeze,
+                ..shown
+            },
+            "restore",
+            "advance",
+        ),
+        (
+            Policies {
+                migrate: freeze,
+                ..shown
+            },
+            "migrate",
+            "advance",
+        ),
+        (
+            Policies {
+                suspend: freeze,
+                ..shown
+            },
+            "suspend",
+            "advance",
+        ),
+        (
+            Policies {
+                stall: StallPolicy::Freeze,
+                ..shown
+            },
+            "stall",
+            "report",
+        ),
+    ];
+    for (policies, event, instead) in cases {
+        assert_eq!(refused(policies), Some((event, instead)));
+    }
+}
+
+#[test]
 fn l14_what_live_physical_time_excludes_is_refused_at_once() {
     let config = with_live(1_000 * MHZ);
     let nested = Config {
@@ -817,13 +881,65 @@ fn s7_no_sleep_and_a_negative_one_inject_nothing() {
     now.monotonic_ns += 500_000;
     let step = vm.timeline.step(now, Event::Slept(evidence)).unwrap();
     assert_eq!((step.adjustment, step.actions), (None, Actions::default()));
-    // A sleep within its error is not certain to have been one.
+    // Nobody is told of one of which nothing is certain.
     vm.sleep(2 * MS, InSleep::CountsOn);
-    assert_eq!(
-        vm.step(Event::Slept(Evidence::Clocks { error_ns: 2 * MS })),
-        None
-    );
+    vm.step(Event::Slept(Evidence::Clocks { error_ns: 2 * MS }));
     assert_eq!(vm.paused_time(), before);
+}
+
+#[test]
+fn a_sleep_that_nobody_kept_the_guest_from_is_shown_and_the_vm_can_be_paused() {
+    let slept_ns = 4 * NS_PER_S;
+    for (in_sleep, hidden_ns, offset_moves) in [
+        (InSleep::CountsOn, 0, false),
+        (InSleep::StandsStill, slept_ns - RTC_ERROR_NS, false),
+        (InSleep::RestartsAt(7), slept_ns - RTC_ERROR_NS, true),
+    ] {
+        let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+        vm.pass(500 * MS);
+        let nothing = vm.host.sample(vm.now_ns);
+        assert_eq!(vm.timeline.shown_sleep(&nothing), None);
+        vm.sleep(slept_ns, in_sleep).pass(500 * MS);
+        assert!(vm.try_step(Event::Pause(Cause::Operator)).is_err());
+        let offset = vm.timeline.offset();
+        let shown = vm.timeline.shown_sleep(&vm.host.sample(vm.now_ns)).unwrap();
+        let record = vm.step(Event::Slept(shown)).unwrap();
+        assert_eq!(record.hidden_ns, hidden_ns, "{in_sleep:?}");
+        assert_eq!(record.gap.unwrap().ns, i128::from(slept_ns));
+        assert_eq!(vm.timeline.offset() != offset, offset_moves, "{in_sleep:?}");
+        vm.step(Event::Pause(Cause::Operator));
+        assert_eq!(vm.timeline.shown_sleep(&vm.host.sample(vm.now_ns)), None);
+    }
+    // A guest that is to see sleeps lacks one that its counter did not count, and no other.
+    for (in_sleep, is_shown) in [(InSleep::CountsOn, false), (InSleep::StandsStill, true)] {
+        let mut vm = Vm::started(advance(), Host::new(25 * MHZ));
+        vm.pass(500 * MS).sleep(slept_ns, in_sleep);
+        let shown = vm.timeline.shown_sleep(&vm.host.sample(vm.now_ns));
+        assert_eq!(shown.is_some(), is_shown, "{in_sleep:?}");
+    }
+}
+
+#[test]
+fn a_sleep_that_the_guest_has_seen_is_on_record() {
+    for in_sleep in [InSleep::CountsOn, InSleep::StandsStill] {
+        let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+        vm.pass(100 * MS).sleep(30 * MS, in_sleep);
+        let before = vm.count();
+        let seen = Evidence::Clocks { error_ns: 30 * MS };
+        let record = vm.step(Event::Slept(seen)).unwrap();
+        assert_eq!((vm.count(), vm.actions.len()), (before, 0), "{in_sleep:?}");
+        assert_eq!(
+            (record.policy, record.hidden_ns),
+            (Some(Policy::Advance), 0)
+        );
+        let gap = record.gap.unwrap();
+        assert_eq!((gap.ns, gap.error_ns), (30_000_000, 30 * MS));
+    }
+    // What the clocks' noise explains is none.
+    let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+    vm.pass(MS).sleep(SLEEP_THRESHOLD_NS - 1, InSleep::CountsOn);
+    let seen = Evidence::Clocks { error_ns: MS };
+    assert_eq!(vm.step(Event::Slept(seen)), None);
 }
 
 #[test]
@@ -947,24 +1063,86 @@ fn a_restart_must_be_dealt_with_first() {
             ..
         }
     ));
-    let stall = Evidence::Stall {
-        certain_ns: 1,
-        possible_ns: 2,
-    };
-    assert!(matches!(
-        vm.try_step(Event::Slept(stall)),
-        Err(TimelineError::UnhandledRestart { .. })
-    ));
     vm.step(Event::Slept(Evidence::Clocks { error_ns: 0 }))
         .unwrap();
     assert!(vm.count() >= 25 * 500_000);
     // A counter that stood still is right already for a guest that freezes, and not for another.
     let mut standing = Vm::started(advance(), Host::new(25 * MHZ));
     standing.pass(MS).sleep(NS_PER_S, InSleep::StandsStill);
-    assert!(matches!(
-        standing.try_step(Event::Observe),
-        Err(TimelineError::UnhandledRestart { .. })
-    ));
+    let refused = |event| {
+        let refused = standing.try_step(event);
+        matches!(refused, Err(TimelineError::UnhandledRestart { .. }))
+    };
+    assert!(refused(Event::Observe));
+    // The clocks say what it was, and a stall is something else.
+    let stall = Evidence::Stall {
+        certain_ns: MS,
+        possible_ns: MS,
+    };
+    assert!(refused(Event::Slept(stall)));
+}
+
+#[test]
+fn g4_a_counter_that_restarts_in_a_stall_goes_on_from_the_guests() {
+    let stall = |certain_ms| Evidence::Stall {
+        certain_ns: certain_ms * MS,
+        possible_ns: 1_000 * MS,
+    };
+    for (policy, certain_ms, shown_ms, hidden_ms) in [
+        (StallPolicy::Freeze, 950, 150, 950),
+        (StallPolicy::Freeze, 0, 1_100, 0),
+        (StallPolicy::Report, 950, 1_100, 0),
+    ] {
+        let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+        vm.timeline.config.policies.stall = policy;
+        vm.pass(MS).step(Event::Observe);
+        // 100 ms, then a second without a beat in which no clock but the counter restarts.
+        vm.pass(100 * MS).sleep(0, InSleep::RestartsAt(7));
+        vm.pass(1_000 * MS);
+        let record = vm.step(Event::Slept(stall(certain_ms))).unwrap();
+        let passed_ms = vm.count() / 25_000;
+        assert!(
+            (shown_ms..=shown_ms + 3).contains(&passed_ms),
+            "{passed_ms} ms, {policy:?}"
+        );
+        assert_eq!(record.hidden_ns, hidden_ms * MS);
+        let gap = record.gap.unwrap();
+        assert_eq!(
+            (gap.ns, gap.source),
+            (i128::from(certain_ms * MS), GapSource::Inferred)
+        );
+        assert!(gap.error_ns > (1_000 - certain_ms) * MS, "and the drift");
+    }
+    // Not even that somebody stalled is known.
+    let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+    vm.pass(100 * MS).sleep(0, InSleep::RestartsAt(7)).pass(MS);
+    let nothing = Evidence::Stall {
+        certain_ns: 0,
+        possible_ns: 0,
+    };
+    let record = vm.step(Event::Slept(nothing)).unwrap();
+    assert_eq!((record.gap.unwrap().ns, record.hidden_ns), (0, 0));
+    assert!(
+        (25 * 101_000..25 * 102_000).contains(&vm.count()),
+        "{}",
+        vm.count()
+    );
+}
+
+#[test]
+fn a_stall_takes_out_nothing_that_the_counter_did_not_count() {
+    let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
+    vm.timeline.config.policies.stall = StallPolicy::Freeze;
+    // Less than a sleep, in which the counter stood still.
+    vm.pass(200 * MS).sleep(MS / 2, InSleep::StandsStill);
+    vm.pass(100 * MS);
+    let stall = Evidence::Stall {
+        certain_ns: 50 * MS,
+        possible_ns: 60 * MS,
+    };
+    let record = vm.step(Event::Slept(stall)).unwrap();
+    assert_eq!(record.hidden_ns, 50 * MS - MS / 2);
+    assert_eq!(vm.count(), 25 * (250_000 + 500));
 }
 
 #[test]
