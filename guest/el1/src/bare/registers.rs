@@ -41,6 +41,8 @@ macro_rules! write {
 
 read!(virtual_control, "cntv_ctl_el0");
 read!(physical_control, "cntp_ctl_el0");
+read!(virtual_compare, "cntv_cval_el0");
+read!(physical_compare, "cntp_cval_el0");
 read!(event_control, "cntkctl_el1");
 read!(memory_features, "id_aa64mmfr0_el1");
 read!(syndrome, "esr_el1");
