@@ -203,7 +203,8 @@ impl Forger {
             Message::Machine { runs } => {
                 let mut arrival = ARRIVAL.clone();
                 arrival["runs"] = (*runs).into();
-                self.frame(6, arrival.to_string().as_bytes());
+                let packed = rmp_serde::to_vec_named(&arrival).expect("it is JSON");
+                self.frame(6, &packed);
             }
             Message::Time(time) => self.frame(7, time),
             Message::Other { kind, contents } => self.frame((*kind).into(), contents),

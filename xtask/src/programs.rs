@@ -42,18 +42,61 @@ pub fn build_lab(workspace: &Workspace) -> Result<Lab> {
     })
 }
 
-/// Builds the programs for hosts and guests.
+/// What hosts and guests run, and the tests and examples that need KVM. Everywhere else those are empty.
+const PACKAGES: [&str; 5] = [
+    "--package=lab-agent",
+    "--package=pvtime-vmm",
+    "--package=guest-linux",
+    "--package=pvtime-kvm",
+    "--package=kvm-tests",
+];
+const TARGETS: [&str; 5] = [
+    "--bins",
+    "--examples",
+    "--test=kvm",
+    "--test=machine_state",
+    "--test=hostile_guest",
+];
+
+/// What the names of programs begin with by which the scenario `kvm-tests` finds them.
+const KVM_TEST: &str = "kvm-test-";
+const KVM_EXAMPLE: &str = "kvm-example-";
+
+/// Builds the programs for hosts and guests. All at once: apart, each build would have features of its own,
+/// and build again what they share.
 pub fn build_for_hosts(workspace: &Workspace) -> Result<()> {
-    let packages = [
-        "--package=lab-agent",
-        "--package=pvtime-vmm",
-        "--package=guest-linux",
-    ];
-    let mut command =
-        workspace.cargo(&["build", "--quiet", "--target", TARGET, "--profile", PROFILE]);
-    process::run(command.args(packages))?;
-    build_bare_guest(workspace)?;
-    build_kvm_tests(workspace)
+    let mut command = workspace.cargo(&[
+        "build",
+        "--quiet",
+        "--message-format=json-render-diagnostics",
+    ]);
+    command.args(["--target", TARGET, "--profile", PROFILE]);
+    let messages = process::output(command.args(PACKAGES).args(TARGETS))?;
+    let folder = workspace.target.join(TARGET).join(PROFILE);
+    remove_old(&folder)?;
+    for message in messages.lines() {
+        let message: Value = serde_json::from_str(message).context("cargo printed no JSON")?;
+        name_for_kvm(&message, &folder)?;
+    }
+    build_bare_guest(workspace)
+}
+
+/// Copies a test or an example that was built to its name.
+fn name_for_kvm(message: &Value, folder: &Path) -> Result<()> {
+    let prefix = match message["target"]["kind"][0].as_str() {
+        Some("test") => KVM_TEST,
+        Some("example") => KVM_EXAMPLE,
+        _ => return Ok(()),
+    };
+    if let (Some(program), Some(name)) = (
+        message["executable"].as_str(),
+        message["target"]["name"].as_str(),
+    ) {
+        let named = folder.join(format!("{prefix}{name}"));
+        fs::copy(program, &named)
+            .with_context(|| format!("cannot copy {program} to {}", named.display()))?;
+    }
+    Ok(())
 }
 
 /// Builds the bare-metal guest, and puts it where the lab finds the other programs.
@@ -67,53 +110,6 @@ fn build_bare_guest(workspace: &Workspace) -> Result<()> {
     );
     fs::copy(&from, &to)
         .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
-    Ok(())
-}
-
-/// Tests that need KVM, and the crates that have them and examples. Everywhere else these are empty.
-const KVM_TESTS: [&str; 3] = ["--test=kvm", "--test=machine_state", "--test=hostile_guest"];
-const FOR_KVM: [&str; 2] = ["--package=pvtime-kvm", "--package=pvtime-vmm"];
-
-/// What the names of their programs begin with.
-const KVM_TEST: &str = "kvm-test-";
-const KVM_EXAMPLE: &str = "kvm-example-";
-
-/// Builds those, under names by which the scenario `kvm-tests` finds them.
-fn build_kvm_tests(workspace: &Workspace) -> Result<()> {
-    let folder = workspace.target.join(TARGET).join(PROFILE);
-    remove_old(&folder)?;
-    let mut tests = workspace.cargo(&["test", "--quiet", "--no-run"]);
-    tests.args(KVM_TESTS);
-    copy_programs(&mut tests, &folder, KVM_TEST)?;
-    let mut examples = workspace.cargo(&["build", "--quiet", "--examples"]);
-    copy_programs(&mut examples, &folder, KVM_EXAMPLE)
-}
-
-/// Runs a build and copies every program that it makes.
-fn copy_programs(build: &mut Command, folder: &Path, prefix: &str) -> Result<()> {
-    build.args([
-        "--target",
-        TARGET,
-        "--profile",
-        PROFILE,
-        "--message-format=json",
-    ]);
-    let messages = process::output(build.args(FOR_KVM))?;
-    for message in messages.lines() {
-        let message: Value = serde_json::from_str(message).context("cargo printed no JSON")?;
-        // The programs that tests run are built on the way.
-        if message["target"]["kind"][0] == "bin" {
-            continue;
-        }
-        if let (Some(program), Some(name)) = (
-            message["executable"].as_str(),
-            message["target"]["name"].as_str(),
-        ) {
-            let named = folder.join(format!("{prefix}{name}"));
-            fs::copy(program, &named)
-                .with_context(|| format!("cannot copy {program} to {}", named.display()))?;
-        }
-    }
     Ok(())
 }
 

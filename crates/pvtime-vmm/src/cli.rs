@@ -26,8 +26,8 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// What clap says over several lines, in one, with the way to the help.
-pub fn in_one_line(error: &clap::Error) -> String {
+/// What clap says over several lines, in one, with the way to the help of this program.
+pub fn in_one_line(error: &clap::Error, program: &str) -> String {
     let text = error.to_string();
     let said = text.split("Usage:").next().unwrap_or_default();
     let said = said
@@ -37,7 +37,7 @@ pub fn in_one_line(error: &clap::Error) -> String {
     let words: Vec<&str> = said.split_whitespace().collect();
     let said = words.join(" ").replace(" tip: ", "; ");
     format!(
-        "{}; see `pvtime --help`",
+        "{}; see `{program} --help`",
         said.strip_prefix("error: ").unwrap_or(&said)
     )
 }

@@ -49,7 +49,9 @@ use crate::layout::{
 use crate::pl061::{Pl061, Pl061State};
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
+use crate::state::gic::FreshGic;
 use crate::state::profile::CpuProfile;
+use crate::state::vcpu::FreshRegisters;
 use crate::suspension::Suspension;
 use crate::{entropy, fdt, kvm};
 
@@ -112,10 +114,19 @@ pub struct Blank {
     vcpu_init: kvm_vcpu_init,
     affinities: Vec<u64>,
     gic: DeviceFd,
+    fresh: Fresh,
     config: MachineConfig,
     /// Dropped after everything that lets a guest reach it, as is the next.
     memory: GuestMemoryMmap,
     generation_page: GuestMemoryMmap,
+}
+
+/// What a machine that was just made holds, as far as it was read.
+#[derive(Default)]
+struct Fresh {
+    /// In order; of fewer vCPUs than there are, or none, where nobody waits for the machine.
+    vcpus: Vec<FreshRegisters>,
+    gic: FreshGic,
 }
 
 /// A serial port and the event that its input has been read.
@@ -217,6 +228,7 @@ impl Blank {
             vcpu_init,
             affinities,
             gic,
+            fresh: Fresh::default(),
             config,
             memory,
             generation_page,
@@ -244,18 +256,20 @@ impl Blank {
         state: Option<&MachineState>,
         profile: Option<CpuProfile>,
     ) -> Result<Machine> {
-        let Self { vm, config, .. } = self;
         self.generation_page
             .write_slice(&generation.id.0, GuestAddress(GENERATION.base))
             .expect("the page is longer than that");
         let devices = match state {
             Some(state) => {
-                saved::restore_vcpus(&self.vcpus, &state.vcpus, &self.vcpu_init)?;
-                state.gic.restore(&self.gic, &self.affinities)?;
+                self.restore_vcpus(&state.vcpus)?;
+                state
+                    .gic
+                    .restore(&self.gic, &self.affinities, &self.fresh.gic)?;
                 &state.devices
             }
             None => &DeviceStates::default(),
         };
+        let Self { vm, config, .. } = self;
         let mut bus = Bus::default();
         let console = insert_port(&vm, &mut bus, CONSOLE, config.console, &devices.console)?;
         let serial = insert_port(&vm, &mut bus, SERIAL, config.serial, &devices.serial)?;

@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && error.kind() != HELP_FOR_NO_ARGUMENTS => {
-            eprintln!("pvtime: {}", cli::in_one_line(&error));
+            eprintln!("pvtime: {}", cli::in_one_line(&error, "pvtime"));
             return ExitCode::from(2);
         }
         // Help and the version.

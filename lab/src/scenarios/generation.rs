@@ -21,6 +21,9 @@ pub const SCENARIO: Scenario = Scenario {
 /// What Linux says when it was told to look, and found another identifier than it had read before.
 const FORKED: &str = "crng reseeded due to virtual machine fork";
 
+/// For its kernel, so that this goes to its console: it is a notice.
+const NOTICES: &str = "loglevel=6";
+
 /// Longest time from the restoration to that line.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -87,7 +90,11 @@ fn play(stage: &mut Stage) -> Result<()> {
 fn save(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
     scene.snapshot = host.file("snapshot");
-    let mut guest = Guest::start(&GuestSpec::new("first"), host)?;
+    let spec = GuestSpec {
+        kernel_options: NOTICES,
+        ..GuestSpec::new("first")
+    };
+    let mut guest = Guest::start(&spec, host)?;
     guest.await_hello(host)?;
     guest.ctl(host, &["snapshot", &scene.snapshot])?;
     // It runs, and would have looked.

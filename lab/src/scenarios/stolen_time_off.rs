@@ -82,6 +82,8 @@ fn compete(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
         let spec = GuestSpec {
             workload,
             stolen_time,
+            // Its log tells what it found.
+            kernel_options: "",
             ..GuestSpec::new(stolen_time)
         };
         guests.push(Guest::start(&spec, host)?);

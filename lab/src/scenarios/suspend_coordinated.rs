@@ -137,6 +137,8 @@ fn suspend(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
         memory_mib: 256,
         workload: Workload::Spin,
         vmm_options: FOLLOWS,
+        // Its log tells of each suspension.
+        kernel_options: "",
         program_options: "--follow-sleep-key",
         ..GuestSpec::new("follows")
     };

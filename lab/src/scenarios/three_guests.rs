@@ -16,6 +16,11 @@ pub const PROC_STAT_LIMIT_MS: f64 = 20.0;
 /// What an emulator may wait for CPUs, all its threads together, as a part of the time.
 const HELD_UP_MAX: f64 = 0.02;
 
+/// What an idle guest may lose, as a part of the time; and of what the emulator waited for CPUs, some of it
+/// while the guest was awake. One whose idle time were taken for stolen would lose nearly all.
+const IDLE_STOLEN_MAX: f64 = 0.005;
+const IDLE_HELD_UP_MAX: f64 = 0.05;
+
 /// The guests on their host.
 pub struct ThreeGuests {
     pub host: Host,
@@ -120,7 +125,7 @@ impl ThreeGuests {
             Check::new(
                 "idle_guest_stolen_ms",
                 idle.stolen_ms(),
-                at_most(50.0),
+                at_most(self.idle_limit_ms(idle)),
                 "ms",
             )
             .with_detail(held_up),
@@ -131,6 +136,11 @@ impl ThreeGuests {
                 "steps",
             ),
         ]
+    }
+
+    fn idle_limit_ms(&self, idle: &Watch) -> f64 {
+        let held_up_ms = 1e3 * self.held_up.as_secs_f64();
+        IDLE_STOLEN_MAX * idle.physical_ms() + IDLE_HELD_UP_MAX * held_up_ms
     }
 
     /// The first busy guest, and the host.

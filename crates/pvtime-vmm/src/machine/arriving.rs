@@ -7,12 +7,15 @@ use pvtime_kvm::record::Record;
 use pvtime_kvm::{StolenTimeChoice, VmTime, counter};
 
 use super::leaving::wall_error_ns;
-use super::{Blank, Host as Kvm, Machine, MachineConfig, guest_memory, vcpu_init};
+use super::{Blank, Fresh, Host as Kvm, Machine, MachineConfig, guest_memory, vcpu_init};
 use crate::layout::{MAX_VCPUS, RAM};
 use crate::migration::message::{Answer, Host, Offer};
+use crate::state::gic::FreshGic;
+use crate::state::vcpu::FreshRegisters;
 
 impl Blank {
-    /// Makes a machine with memory that is all zero.
+    /// Makes a machine with memory that is all zero, and reads what it holds, so that a state that
+    /// comes for it later is put into it in little time.
     ///
     /// # Errors
     ///
@@ -20,7 +23,16 @@ impl Blank {
     pub fn prepare(config: MachineConfig) -> Result<Self> {
         let host = Kvm::open(&config)?;
         let memory = guest_memory(config.memory_mib)?;
-        Self::new(&host, config, memory)
+        let mut blank = Self::new(&host, config, memory)?;
+        let vcpus = blank
+            .vcpus
+            .iter()
+            .map(|(vcpu, _)| FreshRegisters::read(vcpu));
+        blank.fresh = Fresh {
+            vcpus: vcpus.collect::<Result<_, _>>()?,
+            gic: FreshGic::read(&blank.gic, &blank.affinities)?,
+        };
+        Ok(blank)
     }
 }
 

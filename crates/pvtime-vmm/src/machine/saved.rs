@@ -4,18 +4,17 @@ use std::path::Path;
 use std::sync::PoisonError;
 
 use anyhow::{Context, Result, bail};
-use kvm_bindings::kvm_vcpu_init;
 use kvm_ioctls::VcpuFd;
 use pvtime::host::timeline::TimelineError;
 use pvtime::scale::Frequency;
-use pvtime_kvm::{SavedTime, VcpuTime, counter};
+use pvtime_kvm::{SavedTime, counter};
 
 use super::{Blank, Host, Machine, MachineConfig, Port, guest_memory};
 use crate::snapshot::{self, Contents, Loaded, Progress, Snapshot};
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
 use crate::state::gic::GicState;
-use crate::state::vcpu::VcpuState;
+use crate::state::vcpu::{FreshRegisters, VcpuState};
 
 impl Machine {
     /// Writes a paused machine into a directory that must not exist yet. It may go on afterwards.
@@ -116,19 +115,23 @@ impl MachineConfig {
     }
 }
 
-/// Puts saved states into vCPUs that were just made.
-pub(super) fn restore_vcpus(
-    vcpus: &[(VcpuFd, VcpuTime)],
-    states: &[VcpuState],
-    init: &kvm_vcpu_init,
-) -> Result<()> {
-    assert_eq!(vcpus.len(), states.len(), "a machine made by its facts");
-    for (index, ((vcpu, _), state)) in vcpus.iter().zip(states).enumerate() {
-        state
-            .restore(vcpu, init)
-            .with_context(|| format!("cannot restore vCPU {index}"))?;
+impl Blank {
+    /// Puts saved states into vCPUs that were just made.
+    pub(super) fn restore_vcpus(&self, states: &[VcpuState]) -> Result<()> {
+        assert_eq!(
+            self.vcpus.len(),
+            states.len(),
+            "a machine made by its facts"
+        );
+        let unknown = FreshRegisters::default();
+        for (index, ((vcpu, _), state)) in self.vcpus.iter().zip(states).enumerate() {
+            let fresh = self.fresh.vcpus.get(index).unwrap_or(&unknown);
+            state
+                .restore(vcpu, &self.vcpu_init, fresh)
+                .with_context(|| format!("cannot restore vCPU {index}"))?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 pub(super) fn frequency() -> Result<Frequency> {

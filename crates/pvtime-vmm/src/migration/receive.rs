@@ -171,7 +171,7 @@ fn receive_memory<W: Wire>(
             }
             Kind::Memory if rounds > 0 => write(&frame, memory)?,
             Kind::Zero if rounds > 0 => clear(&frame, memory)?,
-            Kind::Machine if rounds > 0 => return Ok(frame.json()?),
+            Kind::Machine if rounds > 0 => return Ok(frame.unpack()?),
             _ => return Err(unexpected(&frame)),
         }
         if Instant::now() > round_ends {

@@ -1,6 +1,7 @@
 //! The source's side.
 
 use std::ops::Range;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -19,8 +20,8 @@ use crate::event::Event;
 use crate::snapshot::{ranges, runs};
 use crate::state::MachineState;
 
-/// A VM that is to move.
-pub trait Source {
+/// A VM that is to move. Its state is read while its last memory is sent.
+pub trait Source: Sync {
     /// Its memory.
     fn memory(&self) -> &GuestMemoryMmap;
 
@@ -252,12 +253,17 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
     ) -> Result<(), Reason> {
         left.add(written);
         let todo: Vec<_> = left.runs().collect();
-        // Memory is on its way and written over there while the state is read here.
-        self.round(round, &todo, None)?;
-        let (machine, time) = self.source.state()?;
+        let source = self.source;
+        let (state, sent) = thread::scope(|scope| {
+            let state = scope.spawn(|| source.state());
+            let sent = self.round(round, &todo, None);
+            (state.join().expect("reading a state does not panic"), sent)
+        });
+        sent?;
+        let (machine, time) = state?;
         let arrival = Arrival { runs, machine };
         self.channel
-            .send_json(Kind::Machine, &arrival, WORK_PATIENCE)?;
+            .send_packed(Kind::Machine, &arrival, WORK_PATIENCE)?;
         self.channel.send(Kind::Time, &time, PATIENCE)?;
         let frame = self.channel.receive(Limits::new(0), WORK_PATIENCE)?;
         match frame.kind {
@@ -346,7 +352,7 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
                 }
             }
         }
-        Ok(())
+        Ok(self.channel.flush(PATIENCE)?)
     }
 
     /// Sends a piece of memory; of one that the destination has not got before, only what is not

@@ -13,7 +13,7 @@ mod kvm;
 mod registers;
 
 #[cfg(target_arch = "aarch64")]
-pub use kvm::Error;
+pub use kvm::{Error, FreshGic};
 #[cfg(target_arch = "aarch64")]
 pub use registers::Name;
 

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::num::ParseIntError;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// What KVM calls a register. The numbers are ABI (`arch/arm64/include/uapi/asm/kvm.h`): bits 63 to
 /// 60 the architecture, 55 to 52 the size, 27 to 16 the kind, 15 to 0 the register.
@@ -22,9 +23,9 @@ pub enum Step {
     Rest,
 }
 
-/// A register and what is in it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "(String, String)", into = "(String, String)")]
+/// A register and what is in it: two numbers with all their digits where people read them, else an
+/// integer and bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Register {
     /// Its id.
     pub id: RegisterId,
@@ -163,6 +164,14 @@ pub enum ParseError {
         /// What is wrong with it.
         source: ParseIntError,
     },
+    /// The value as bytes.
+    #[error("{bytes} bytes are no value for {id}, which has {}", id.size())]
+    Length {
+        /// The register.
+        id: RegisterId,
+        /// How many there are.
+        bytes: usize,
+    },
     /// The value.
     #[error("{text:?} is no value of {bytes} bytes for {id}")]
     Value {
@@ -206,6 +215,32 @@ impl From<Register> for (String, String) {
             format!("{:#018x}", register.id.0),
             format!("0x{}", hex::encode(value)),
         )
+    }
+}
+
+impl Serialize for Register {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            <(String, String)>::from(self.clone()).serialize(serializer)
+        } else {
+            (self.id.0, &self.value).serialize(serializer)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Register {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            let text = <(String, String)>::deserialize(deserializer)?;
+            return Self::try_from(text).map_err(D::Error::custom);
+        }
+        let (id, value) = <(u64, Vec<u8>)>::deserialize(deserializer)?;
+        let id = RegisterId(id);
+        if value.len() != id.size() {
+            let bytes = value.len();
+            return Err(D::Error::custom(ParseError::Length { id, bytes }));
+        }
+        Ok(Self { id, value })
     }
 }
 
@@ -303,6 +338,23 @@ mod tests {
         );
         let read: Vec<Register> = serde_json::from_str(&json).unwrap();
         assert_eq!(read, registers);
+    }
+
+    #[test]
+    fn a_register_is_the_same_after_a_stream() {
+        let register = Register {
+            id: X0,
+            value: 0x0123_4567_89ab_cdefu64.to_le_bytes().into(),
+        };
+        let packed = rmp_serde::to_vec_named(&register).unwrap();
+        let read: Register = rmp_serde::from_slice(&packed).unwrap();
+        assert_eq!(read, register);
+        let packed = rmp_serde::to_vec_named(&(X0.0, vec![0u8; 7])).unwrap();
+        let error = rmp_serde::from_slice::<Register>(&packed).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "7 bytes are no value for core register (0x6030000000100000), which has 8"
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::register::Register;
 mod kvm;
 
 #[cfg(target_arch = "aarch64")]
-pub use kvm::Error;
+pub use kvm::{Error, FreshRegisters};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use kvm::{lasting_features, read, saved_ids, write};
 

@@ -63,6 +63,10 @@ impl Forged {
         self.frame(kind, &serde_json::to_vec(value).unwrap())
     }
 
+    fn packed(self, kind: Kind, value: &impl serde::Serialize) -> Self {
+        self.frame(kind, &rmp_serde::to_vec_named(value).unwrap())
+    }
+
     fn frame(self, kind: Kind, contents: &[u8]) -> Self {
         let length = u32::try_from(contents.len()).unwrap();
         self.raw(kind as u32, length, contents)
@@ -193,12 +197,12 @@ fn what_does_not_belong_there_is_refused() {
         machine: sides::machine(),
     };
     Forged::accepted()
-        .json(Kind::Machine, &arrival)
+        .packed(Kind::Machine, &arrival)
         .refused(order);
     Forged::accepted()
         .round(0)
-        .json(Kind::Machine, &arrival)
-        .json(Kind::Machine, &arrival)
+        .packed(Kind::Machine, &arrival)
+        .packed(Kind::Machine, &arrival)
         .refused(order);
     let mut rounds = Forged::accepted();
     for round in 0..=crate::migration::MAX_ROUNDS {
@@ -244,7 +248,7 @@ fn what_makes_no_sense_is_refused() {
     arrival.machine.vcpus.clear();
     Forged::accepted()
         .round(0)
-        .json(Kind::Machine, &arrival)
+        .packed(Kind::Machine, &arrival)
         .frame(Kind::Time, b"")
         .refused("it has 0 vCPUs");
 }

@@ -1,6 +1,8 @@
 //! Access to the registers of KVM's interrupt controller, one by one.
 #![expect(unsafe_code, reason = "KVM is told where to write a register's value")]
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 
 use kvm_bindings::{
@@ -13,7 +15,31 @@ use super::Error;
 use super::registers::{Array, Bank, Name, SystemRegister, of_cpu};
 
 /// KVM's interrupt controller.
-pub(super) struct Gic<'a>(pub &'a DeviceFd);
+pub(super) struct Gic<'a> {
+    device: &'a DeviceFd,
+    /// What it is known to hold, by group and attribute: a write of that is left out.
+    known: &'a Attributes,
+    /// What was read.
+    read: RefCell<Attributes>,
+}
+
+/// Values by group and attribute.
+pub(super) type Attributes = HashMap<(u32, u64), u64>;
+
+impl<'a> Gic<'a> {
+    pub fn new(device: &'a DeviceFd, known: &'a Attributes) -> Self {
+        Self {
+            device,
+            known,
+            read: RefCell::default(),
+        }
+    }
+
+    /// All that was read of it.
+    pub fn into_read(self) -> Attributes {
+        self.read.into_inner()
+    }
+}
 
 impl Gic<'_> {
     pub fn read(&self, bank: &Bank, array: Array, word: usize) -> Result<u32, Error> {
@@ -24,7 +50,7 @@ impl Gic<'_> {
 
     pub fn write(&self, bank: &Bank, array: Array, word: usize, value: u32) -> Result<(), Error> {
         let attr = bank.base + array.offset + 4 * word as u64;
-        self.set(bank.group, attr, &value)
+        self.set(bank.group, attr, value)
             .map_err(cannot_write(array.name(word), value.into()))
     }
 
@@ -36,7 +62,7 @@ impl Gic<'_> {
 
     pub fn write_lines(&self, bank: &Bank, word: usize, value: u32) -> Result<(), Error> {
         let attr = lines_at(bank, word);
-        self.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, attr, &value)
+        self.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, attr, value)
             .map_err(cannot_write(lines(word), value.into()))
     }
 
@@ -53,7 +79,7 @@ impl Gic<'_> {
         value: u64,
     ) -> Result<(), Error> {
         let attr = of_cpu(affinity) | register.encoding;
-        self.set(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, attr, &value)
+        self.set(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, attr, value)
             .map_err(cannot_write(register.name, value))
     }
 
@@ -66,6 +92,7 @@ impl Gic<'_> {
         // SAFETY: what the distributor, the redistributors and the lines have is 32 bits wide
         // (arm-vgic-v3.rst), as is what the pointer points to.
         unsafe { self.get(group, attr, &raw mut value as u64) }?;
+        self.read.borrow_mut().insert((group, attr), value.into());
         Ok(value)
     }
 
@@ -73,6 +100,7 @@ impl Gic<'_> {
         let mut value: u64 = 0;
         // SAFETY: no attribute of a GICv3 is wider than 64 bits (arm-vgic-v3.rst).
         unsafe { self.get(group, attr, &raw mut value as u64) }?;
+        self.read.borrow_mut().insert((group, attr), value);
         Ok(value)
     }
 
@@ -82,13 +110,16 @@ impl Gic<'_> {
     unsafe fn get(&self, group: u32, attr: u64, addr: u64) -> io::Result<()> {
         let mut attribute = attribute(group, attr, addr);
         // SAFETY: as the caller says.
-        unsafe { self.0.get_device_attr(&mut attribute) }.map_err(Into::into)
+        unsafe { self.device.get_device_attr(&mut attribute) }.map_err(Into::into)
     }
 
-    /// Sets an attribute, which is as wide as `T`.
-    fn set<T>(&self, group: u32, attr: u64, value: &T) -> io::Result<()> {
-        let attribute = attribute(group, attr, std::ptr::from_ref(value) as u64);
-        self.0.set_device_attr(&attribute).map_err(Into::into)
+    /// Sets an attribute, which is as wide as `T`, unless it is so already.
+    fn set<T: Copy + Into<u64>>(&self, group: u32, attr: u64, value: T) -> io::Result<()> {
+        if self.known.get(&(group, attr)) == Some(&value.into()) {
+            return Ok(());
+        }
+        let attribute = attribute(group, attr, &raw const value as u64);
+        self.device.set_device_attr(&attribute).map_err(Into::into)
     }
 }
 

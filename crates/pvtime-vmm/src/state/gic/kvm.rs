@@ -16,7 +16,7 @@ use std::io;
 
 use kvm_ioctls::DeviceFd;
 
-use super::device::Gic;
+use super::device::{Attributes, Gic};
 use super::registers::{
     Array, Bank, GICD_CTLR, GICD_IIDR, GICD_IROUTER, GICD_TYPER, ICC_BPR0, ICC_BPR1, ICC_CTLR,
     ICC_IGRPEN0, ICC_IGRPEN1, ICC_PMR, ICC_SRE, ICENABLER, ICFGR, IGROUPR, IPRIORITYR, ISACTIVER,
@@ -68,33 +68,42 @@ impl GicState {
     ///
     /// What KVM refuses: everything, while a vCPU runs.
     pub fn save(gic: &DeviceFd, affinities: &[u64]) -> Result<Self, Error> {
-        let gic = Gic(gic);
-        let interrupts = count(&gic)?;
+        Self::read(&Gic::new(gic, &Attributes::new()), affinities)
+    }
+
+    fn read(gic: &Gic<'_>, affinities: &[u64]) -> Result<Self, Error> {
+        let interrupts = count(gic)?;
         let shared = Bank::shared(interrupts);
         let save_cpu = |&affinity: &u64| {
             Ok(GicCpuState {
                 affinity,
-                private: save_bank(&gic, &Bank::private(affinity))?,
-                interface: save_interface(&gic, affinity)?,
+                private: save_bank(gic, &Bank::private(affinity))?,
+                interface: save_interface(gic, affinity)?,
             })
         };
         Ok(Self {
             interrupts,
             implementation: gic.read(&shared, GICD_IIDR, 0)?,
             control: gic.read(&shared, GICD_CTLR, 0)?,
-            routes: save_routes(&gic, &shared)?,
-            shared: save_bank(&gic, &shared)?,
+            routes: save_routes(gic, &shared)?,
+            shared: save_bank(gic, &shared)?,
             cpus: affinities.iter().map(save_cpu).collect::<Result<_, _>>()?,
         })
     }
 
-    /// Puts the state into a controller that was just made, before any vCPU ran.
+    /// Puts the state into a controller that was just made, before any vCPU ran. What is as in
+    /// `fresh`, which was read from it, is left alone.
     ///
     /// # Errors
     ///
     /// [`Error::Shape`]; what KVM refuses, because the host's GIC has less, or a vCPU runs.
-    pub fn restore(&self, gic: &DeviceFd, affinities: &[u64]) -> Result<(), Error> {
-        let gic = Gic(gic);
+    pub fn restore(
+        &self,
+        gic: &DeviceFd,
+        affinities: &[u64],
+        fresh: &FreshGic,
+    ) -> Result<(), Error> {
+        let gic = Gic::new(gic, &fresh.0);
         self.check_shape(count(&gic)?, affinities)?;
         let shared = Bank::shared(self.interrupts);
         gic.write(&shared, GICD_IIDR, 0, self.implementation)?;
@@ -127,6 +136,24 @@ impl GicState {
             saved: shape(self.interrupts, &saved) + parts,
             here: shape(interrupts, affinities),
         })
+    }
+}
+
+/// What is in an interrupt controller that was just made. Empty where nobody waits for it.
+#[derive(Clone, Debug, Default)]
+pub struct FreshGic(Attributes);
+
+impl FreshGic {
+    /// Reads it.
+    ///
+    /// # Errors
+    ///
+    /// What KVM refuses.
+    pub fn read(gic: &DeviceFd, affinities: &[u64]) -> Result<Self, Error> {
+        let nothing = Attributes::new();
+        let gic = Gic::new(gic, &nothing);
+        GicState::read(&gic, affinities)?;
+        Ok(Self(gic.into_read()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Reading and writing a vCPU's state through KVM.
 
+use std::collections::HashMap;
 use std::io;
 
 use kvm_bindings::{
@@ -103,19 +104,26 @@ impl VcpuState {
     }
 
     /// Puts the state into a vCPU that was just made, with the same features as the saved one.
+    /// Registers that are as in `fresh`, which was read from it, are left alone.
     ///
     /// # Errors
     ///
     /// [`Error::Features`]; [`Error::NoSuchRegister`] and [`Error::Foreign`] where the host's CPU,
     /// firmware or kernel cannot go on with this state; what else KVM refuses.
-    pub fn restore(&self, vcpu: &VcpuFd, init: &kvm_vcpu_init) -> Result<(), Error> {
+    pub fn restore(
+        &self,
+        vcpu: &VcpuFd,
+        init: &kvm_vcpu_init,
+        fresh: &FreshRegisters,
+    ) -> Result<(), Error> {
         let (saved, here) = (self.features, lasting_features(init));
         if saved != here {
             return Err(Error::Features { saved, here });
         }
         for register in &self.registers {
             // However it came in there: a VM's time has another owner.
-            if !is_time_register(register.id.0) {
+            let is_there = fresh.0.get(&register.id) == Some(&register.value);
+            if !is_there && !is_time_register(register.id.0) {
                 write(vcpu, register)?;
             }
         }
@@ -126,6 +134,24 @@ impl VcpuState {
             .map_err(other("set", MP_STATE))?;
         vcpu.set_vcpu_events(&events(self.serror))
             .map_err(other("set", EVENTS))
+    }
+}
+
+/// What is in the registers of a vCPU that was just made: all that a VM that arrives stands still
+/// for is to write the others. Empty where nobody waits.
+#[derive(Clone, Debug, Default)]
+pub struct FreshRegisters(HashMap<RegisterId, Vec<u8>>);
+
+impl FreshRegisters {
+    /// Reads them.
+    ///
+    /// # Errors
+    ///
+    /// What KVM refuses.
+    pub fn read(vcpu: &VcpuFd) -> Result<Self, Error> {
+        let registers = saved_ids(vcpu)?.into_iter().map(|id| read(vcpu, id));
+        let registers = registers.map(|it| it.map(|it| (it.id, it.value)));
+        Ok(Self(registers.collect::<Result<_, _>>()?))
     }
 }
 

@@ -11,8 +11,8 @@ use kvm_bindings::{
     kvm_vcpu_init,
 };
 use kvm_ioctls::{DeviceFd, Kvm, VcpuExit, VcpuFd, VmFd};
-use pvtime_vmm::state::gic::GicState;
-use pvtime_vmm::state::vcpu::VcpuState;
+use pvtime_vmm::state::gic::{FreshGic, GicState};
+use pvtime_vmm::state::vcpu::{FreshRegisters, VcpuState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
@@ -228,9 +228,22 @@ impl Machine {
     /// Puts all but memory into a machine that never ran.
     pub fn put(&self, vcpus: &[VcpuState], gic: &GicState) {
         for (vcpu, state) in self.vcpus.iter().zip(vcpus) {
-            state.restore(vcpu, &self.init).unwrap();
+            state
+                .restore(vcpu, &self.init, &FreshRegisters::default())
+                .unwrap();
         }
-        gic.restore(&self.gic, &AFFINITIES).unwrap();
+        gic.restore(&self.gic, &AFFINITIES, &FreshGic::default())
+            .unwrap();
+    }
+
+    /// The same, of what the machine does not hold already.
+    pub fn put_what_differs(&self, vcpus: &[VcpuState], gic: &GicState) {
+        for (vcpu, state) in self.vcpus.iter().zip(vcpus) {
+            let fresh = FreshRegisters::read(vcpu).unwrap();
+            state.restore(vcpu, &self.init, &fresh).unwrap();
+        }
+        let fresh = FreshGic::read(&self.gic, &AFFINITIES).unwrap();
+        gic.restore(&self.gic, &AFFINITIES, &fresh).unwrap();
     }
 }
 

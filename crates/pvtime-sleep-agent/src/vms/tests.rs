@@ -1,0 +1,136 @@
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::Receiver;
+
+use super::*;
+
+/// More than anything here takes on a busy machine.
+const LONG: Duration = Duration::from_secs(60);
+
+/// A VM's control socket, which says what it was told.
+struct FakeVm {
+    told: Receiver<String>,
+}
+
+impl FakeVm {
+    /// One that has these answers to its first requests, and does what it is told from then on.
+    fn start(socket: &Path, first: &'static [&str]) -> Self {
+        let listener = UnixListener::bind(socket).unwrap();
+        let (tell, told) = channel();
+        thread::spawn(move || {
+            let answers = first.iter().chain(std::iter::repeat(&DONE));
+            for (stream, answer) in listener.incoming().zip(answers) {
+                let mut stream = stream.unwrap();
+                let request = read_request(&mut stream);
+                stream.write_all(answer.as_bytes()).unwrap();
+                let _ = tell.send(request);
+            }
+        });
+        Self { told }
+    }
+
+    /// The next request.
+    fn hears(&self) -> String {
+        self.told.recv_timeout(LONG).unwrap()
+    }
+}
+
+const DONE: &str = "HTTP/1.1 204 No Content\r\n\r\n";
+const BUSY: &str =
+    "HTTP/1.1 409 Conflict\r\nContent-Length: 26\r\n\r\n{\"fault_message\":\"saving\"}";
+const BROKEN: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 26\r\n\r\n{\"fault_message\":\"broken\"}";
+
+const PREPARE: &str = "PUT /time/host-sleep {\"phase\":\"Prepare\"}";
+const FINISH: &str = "PUT /time/host-sleep {\"phase\":\"Finish\"}";
+
+/// Method, path and body of a request, whose body is one flat object.
+fn read_request(stream: &mut UnixStream) -> String {
+    let (mut text, mut byte) = (Vec::new(), [0]);
+    while !text.ends_with(b"}") {
+        stream.read_exact(&mut byte).unwrap();
+        text.extend(byte);
+    }
+    let text = String::from_utf8(text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let (what, _) = head.split_once(" HTTP/1.1\r\n").unwrap();
+    format!("{what} {body}")
+}
+
+#[test]
+fn s18_every_vm_is_told_and_a_slow_one_keeps_no_other_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let vms = Vms::new(folder.path());
+    let of = |name| folder.path().join(name);
+    let [first, second] = ["a.sock", "c.sock"].map(|name| FakeVm::start(&of(name), &[]));
+    let other = FakeVm::start(&of("e.socket"), &[]);
+    // It takes connections and says nothing.
+    let _silent = UnixListener::bind(of("b.sock")).unwrap();
+    fs::write(of("d.sock"), "no socket").unwrap();
+
+    let (limit, start) = (Duration::from_millis(500), Instant::now());
+    vms.prepare(limit);
+    assert!(start.elapsed() >= limit, "the silent one may be ready yet");
+    for vm in [&first, &second] {
+        assert_eq!(vm.hears(), PREPARE);
+    }
+    fs::remove_file(of("b.sock")).unwrap();
+    vms.finish();
+    for vm in [&first, &second] {
+        assert_eq!(vm.hears(), FINISH);
+    }
+    assert!(other.told.try_recv().is_err(), "it is none of the VMs");
+}
+
+#[test]
+fn s18_no_vm_keeps_nobody_waiting() {
+    let start = Instant::now();
+    Vms::new(Path::new("/absent")).prepare(LONG);
+    assert!(start.elapsed() < LONG);
+}
+
+#[test]
+fn s18_the_end_is_told_after_a_beginning_that_is_late() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("a.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let vm = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        assert_eq!(read_request(&mut stream), PREPARE);
+        // The sleep's end is announced before this is answered.
+        listener.set_nonblocking(true).unwrap();
+        sleep(8 * ASK_AGAIN);
+        assert!(listener.accept().is_err(), "the end overtook the beginning");
+        listener.set_nonblocking(false).unwrap();
+        drop(stream);
+        assert_eq!(read_request(&mut listener.accept().unwrap().0), FINISH);
+    });
+    let vms = Vms::new(folder.path());
+    vms.prepare(ASK_AGAIN);
+    vms.finish();
+    vm.join().unwrap();
+}
+
+#[test]
+fn s18_a_vm_that_does_something_else_is_asked_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("a.sock");
+    let vm = FakeVm::start(&socket, &[BUSY, BUSY]);
+    tell(&socket, SleepPhase::Prepare, LONG).unwrap();
+    assert_eq!([vm.hears(), vm.hears(), vm.hears()], [PREPARE; 3]);
+    assert!(vm.told.try_recv().is_err(), "it had done it");
+}
+
+#[test]
+fn s18_a_vm_that_refuses_is_asked_once_and_one_that_is_busy_until_the_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |name| folder.path().join(name);
+    let vm = FakeVm::start(&of("a.sock"), &[BROKEN]);
+    let error = tell(&of("a.sock"), SleepPhase::Prepare, LONG).unwrap_err();
+    assert_eq!(error.to_string(), "the VM refuses: broken");
+    assert_eq!(vm.hears(), PREPARE);
+    assert!(vm.told.try_recv().is_err(), "it had refused");
+
+    let _vm = FakeVm::start(&of("b.sock"), &[BUSY]);
+    let error = tell(&of("b.sock"), SleepPhase::Finish, Duration::ZERO).unwrap_err();
+    assert_eq!(error.to_string(), "the VM refuses: saving");
+}
