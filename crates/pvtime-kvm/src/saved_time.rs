@@ -68,7 +68,7 @@ impl SavedTime {
     /// Whether its guest has suspended itself, so that it goes on only when it is resumed.
     #[must_use]
     pub fn is_guest_suspended(&self) -> bool {
-        self.0.guest_suspended
+        self.vm.guest_suspended
     }
 
     /// Whether the VM can go on at a host whose counter runs at `host`: at the same frequency, or

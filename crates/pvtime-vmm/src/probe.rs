@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn people_read_the_reason_and_the_consequence() {
+    fn l16_people_read_the_reason_the_consequence_and_the_limits() {
         let host = Host::Kvm {
             kvm_api_version: 12,
             max_vcpus: 4,
@@ -180,7 +180,7 @@ mod tests {
         assert!(!text.contains("hidden"), "{text}");
         assert!(
             text.contains("firmware and a guest without a driver"),
-            "l16: {text}"
+            "{text}"
         );
         let json = serde_json::to_value(&host).unwrap();
         assert_eq!(json["capabilities"][1]["reason"], "too old");

@@ -15,7 +15,7 @@ pub use interfaces::{
     Clocks, Conduit, EventStream, Interfaces, LiveTime, MAX_BARE_CPUS, PausedTime, StolenTime,
 };
 pub use memory::Memory;
-pub use timers::{Timer, TimerState};
+pub use timers::{Firing, Periods, Timer, TimerState};
 
 /// One report, and the number of the request that it answers.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -44,7 +44,8 @@ pub enum Action {
     Interfaces,
     /// Read every counter now. Answer: [`Clocks`](crate::report::Clocks).
     Clocks,
-    /// Arm a CPU's timer; one that was armed before is forgotten. Answer: `done`.
+    /// Arm a CPU's timer, once or again and again; one that was armed before is forgotten. Answer:
+    /// `done`.
     ArmTimer(ArmTimer),
     /// Report every timer that was armed. Answer: one
     /// [`TimerState`](crate::report::TimerState) each, then `done`.
@@ -116,6 +117,9 @@ pub struct ArmTimer {
     pub delay_us: Option<i64>,
     /// Whether its interrupt stays masked, so that only its status shows when it is due.
     pub masked: bool,
+    /// Microseconds from one deadline to the next, if it is armed anew whenever it fires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub period_us: Option<u64>,
 }
 
 /// Memory with a pattern.

@@ -9,9 +9,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::report::{
-    Bye, ByeReason, Clocks, Conduit, Error, ErrorKind, EventStream, Hello, Interfaces, LiveTime,
-    MAX_BARE_CPUS, Memory, Outcome, PausedTime, Program, Sample, Spin, SpinClock, SpinGap,
-    StolenTime, TestResult, Timer, TimerState,
+    Bye, ByeReason, Clocks, Conduit, Error, ErrorKind, EventStream, Firing, Hello, Interfaces,
+    LiveTime, MAX_BARE_CPUS, Memory, Outcome, PausedTime, Periods, Program, Sample, Spin,
+    SpinClock, SpinGap, StolenTime, TestResult, Timer, TimerState,
 };
 use crate::request::{ArmTimer, Fill};
 use crate::{
@@ -201,8 +201,9 @@ fn which_timer() -> impl Strategy<Value = Timer> {
 }
 
 fn timer() -> impl Strategy<Value = Body> {
-    let rest = any::<(u32, [bool; 3], [u64; 3], Option<u64>, u32, Option<u64>)>();
-    (which_timer(), rest).prop_map(|(timer, (cpu, is, n, deadline, interrupts, fired_at))| {
+    let rest = any::<(u32, [bool; 3], [u64; 3], [Option<u64>; 3], u32)>();
+    (which_timer(), rest, proptest::option::of(periods())).prop_map(|(timer, rest, periods)| {
+        let (cpu, is, n, [deadline, fired_at, compare], interrupts) = rest;
         Body::Timer(TimerState {
             cpu,
             timer,
@@ -215,7 +216,23 @@ fn timer() -> impl Strategy<Value = Body> {
             fired_at,
             now: n[2],
             is_due: is[2],
+            compare,
+            periods,
         })
+    })
+}
+
+fn periods() -> impl Strategy<Value = Periods> {
+    any::<([u64; 3], Option<([u64; 3], Option<u64>)>)>().prop_map(|(n, moved)| Periods {
+        period_ticks: n[0],
+        fired: n[1],
+        early: n[2],
+        moved: moved.map(|(n, compare)| Firing {
+            armed_at: n[0],
+            deadline: n[1],
+            compare,
+            fired_at: n[2],
+        }),
     })
 }
 
@@ -263,14 +280,17 @@ fn report() -> impl Strategy<Value = Report> {
 }
 
 fn arm_timer() -> impl Strategy<Value = ArmTimer> {
-    let rest = any::<(u32, bool, Option<i64>, bool)>();
-    (which_timer(), rest).prop_map(|(timer, (cpu, live, delay_us, masked))| ArmTimer {
-        cpu,
-        timer,
-        live,
-        delay_us,
-        masked,
-    })
+    let rest = any::<(u32, bool, Option<i64>, bool, Option<u64>)>();
+    (which_timer(), rest).prop_map(
+        |(timer, (cpu, live, delay_us, masked, period_us))| ArmTimer {
+            cpu,
+            timer,
+            live,
+            delay_us,
+            masked,
+            period_us,
+        },
+    )
 }
 
 fn request() -> impl Strategy<Value = Request> {
@@ -397,9 +417,14 @@ fn requests_are_these_lines() {
         live: true,
         delay_us: Some(-5),
         masked: false,
+        period_us: None,
     };
     let never = ArmTimer {
         delay_us: None,
+        ..timer
+    };
+    let again = ArmTimer {
+        period_us: Some(5000),
         ..timer
     };
     let fill = Fill {
@@ -429,6 +454,10 @@ fn requests_are_these_lines() {
         (
             Request::new(Action::ArmTimer(never)),
             r#"{"type":"arm_timer","body":{"cpu":2,"timer":"physical","live":true,"delay_us":null,"masked":false}}"#,
+        ),
+        (
+            Request::new(Action::ArmTimer(again)),
+            r#"{"type":"arm_timer","body":{"cpu":2,"timer":"physical","live":true,"delay_us":-5,"masked":false,"period_us":5000}}"#,
         ),
         (
             Request::new(Action::SetEventStream { rate_hz: 10_000 }),
@@ -608,6 +637,8 @@ fn fired(deadline: Option<u64>, fired_at: Option<u64>, now: u64) -> TimerState {
         fired_at,
         now,
         is_due: fired_at.is_some(),
+        compare: deadline,
+        periods: None,
     }
 }
 

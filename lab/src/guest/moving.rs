@@ -47,6 +47,8 @@ pub struct Transfer {
     pub total_ms: u64,
     /// From the stop to that word.
     pub downtime_ms: u64,
+    /// Whether what was left at the stop would fit into the downtime that was asked for.
+    pub converged: bool,
 }
 
 impl MigrationReport {

@@ -28,6 +28,7 @@ pub fn arm_all(
                 // An expired timer stays expired, which its status shows: its interrupt would come
                 // before anything can happen to it.
                 masked: delay_us.is_some_and(i64::is_negative),
+                period_us: None,
             })?;
         }
     }

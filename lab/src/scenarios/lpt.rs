@@ -15,6 +15,7 @@ use crate::scenario::{Scenario, Stage, Step, no_checks};
 use anyhow::{Context, Result};
 use guest_protocol::Workload;
 use guest_protocol::report::{Clocks, Interfaces, Spin, TimerState};
+use lab_agent::message::Exit;
 use std::time::Duration;
 
 pub const SCENARIO: Scenario = Scenario {
@@ -26,6 +27,9 @@ pub const SCENARIO: Scenario = Scenario {
 
 const VCPUS: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(2);
+
+/// What it says of whom live physical time does not help.
+const LIMITS: &str = "firmware and a guest without a driver for it count native ticks";
 
 /// What a guest is started with, and the PV frequency that it asks for.
 struct Case {
@@ -65,6 +69,8 @@ struct Seen {
     tests: Tests,
     /// What the tests did to a guest beside it.
     harm: Vec<String>,
+    /// Whether the VMM said at its start, and `pvtime probe`, what is not covered.
+    limits_told: [bool; 2],
     clocks: Vec<Clocks>,
     stop: Adjustment,
     resume: Adjustment,
@@ -118,6 +124,7 @@ fn see(scene: &mut Scene, stage: &mut Stage, case: &'static Case) -> Result<()> 
     };
     let mut guest = Guest::start(&spec, host)?;
     guest.await_hello(host)?;
+    let limits_told = [say_limits(case, host)?, probe_limits(host)?];
     let neighbour = Neighbour::start(case.neighbour, case.vmm_options, host)?;
     let tests = bare(&mut guest, host).run_tests()?;
     let harm = neighbour.end(host)?;
@@ -148,6 +155,7 @@ fn see(scene: &mut Scene, stage: &mut Stage, case: &'static Case) -> Result<()> 
         after,
         tests,
         harm,
+        limits_told,
         clocks,
         stop,
         resume,
@@ -155,6 +163,17 @@ fn see(scene: &mut Scene, stage: &mut Stage, case: &'static Case) -> Result<()> 
         timers,
     });
     Ok(())
+}
+
+fn say_limits(case: &Case, host: &mut Host) -> Result<bool> {
+    let said = host.read_from(&host.file(&format!("{}-vmm.log", case.name)), 0)?;
+    Ok(String::from_utf8_lossy(&said).contains(LIMITS))
+}
+
+fn probe_limits(host: &mut Host) -> Result<bool> {
+    let pvtime = host.path_of("pvtime")?;
+    let probed = host.run(&[&pvtime, "probe"], Duration::from_secs(30))?;
+    Ok(probed.exit == Exit::Status(0) && probed.stdout.contains(LIMITS))
 }
 
 fn bare<'a>(guest: &'a mut Guest, host: &'a mut Host) -> OnHost<'a> {
@@ -174,6 +193,9 @@ impl Seen {
         checks.extend(check_timers(&self.timers, 4, name));
         checks.extend(self.check_paused_time());
         checks.extend(check_tests(&self.tests, 19, name));
+        // L16.
+        let told = self.limits_told.into_iter().filter(|told| *told).count();
+        checks.push(at_least("limits_told", told, 2, "places").with_detail(name));
         let harm = count("neighbour_differences", self.harm.len() as u64, "figures");
         checks.push(harm.with_detail(self.harm.join("; ")));
         checks

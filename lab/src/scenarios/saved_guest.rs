@@ -1,4 +1,5 @@
-//! A host, and on it the snapshot of a bare-metal guest whose memory goes on changing.
+//! A host, and on it the snapshot of a bare-metal guest with live physical time whose memory goes on
+//! changing.
 
 use crate::bare::{Bare, OnHost};
 use crate::guest::{Guest, GuestImage, GuestSpec, host_spec};
@@ -18,6 +19,7 @@ pub fn prepare(stage: &mut Stage, fill: Fill) -> Result<Host> {
         image: GuestImage::El1,
         cpus: 2,
         memory_mib: 16,
+        vmm_options: &["--live-physical-time", "1000000000"],
         ..GuestSpec::new("first")
     };
     let mut guest = Guest::start(&spec, &mut host)?;

@@ -219,7 +219,7 @@ fn l1_the_guest_reads_how_its_counter_maps() {
 }
 
 #[test]
-fn a_guest_that_writes_to_it_changes_nothing() {
+fn l9_a_guest_that_writes_to_it_changes_nothing() {
     let write = [0xf900_0a95]; // str x21, [x20, #16]
     let guest = Reporter::started(config(GHZ), &write, address);
     for report in guest.take(10) {

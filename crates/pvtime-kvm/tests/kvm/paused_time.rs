@@ -209,7 +209,7 @@ fn s15_turned_on_late_it_starts_at_0() {
 }
 
 #[test]
-fn a_guest_that_writes_to_it_changes_nothing() {
+fn l9_a_guest_that_writes_to_it_changes_nothing() {
     let write = [0xf900_0a95]; // str x21, [x20, #16]
     let guest = Reporter::started(config(Policy::Freeze), &write, address);
     pause(&guest, Cause::Operator);

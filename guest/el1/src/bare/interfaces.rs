@@ -1,7 +1,7 @@
 //! The time interfaces: where each is, and a reader of it.
 
 use core::fmt::Display;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_protocol::clip;
 use guest_protocol::heapless::{String, Vec};
@@ -53,8 +53,9 @@ const STRUCTURE_BYTES: usize = 64;
 /// Finds what the VM has one of.
 pub fn find(machine: &Machine) {
     LIVE.call_once(|| find_live(machine.conduit));
-    if let Some(frequency_hz) = live().and_then(|live| live.mapping().ok()) {
-        NATIVE_HZ.store(frequency_hz.native_frequency_hz.get(), Ordering::Relaxed);
+    if let Some(mapping) = live().and_then(|live| live.mapping().ok()) {
+        let first = Era::default().next(mapping.native_frequency_hz.get());
+        ERA.store(first.0, Ordering::Relaxed);
     }
 }
 
@@ -116,9 +117,23 @@ pub fn stolen_ns(cpu: usize) -> u64 {
     stolen(cpu).map_or(0, |(_, reader)| reader.stolen_ns())
 }
 
-/// The frequency of the counter as the guest saw it last, and how often it was another.
-static NATIVE_HZ: AtomicU32 = AtomicU32::new(0);
-static CHANGES: AtomicU32 = AtomicU32::new(0);
+/// A stretch with one frequency of the counter: the frequency in the lower half, and in the upper
+/// one how many such stretches there were, this one included. One word, so that all CPUs agree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Era(u64);
+
+impl Era {
+    fn is_at(self, native_hz: u32) -> bool {
+        self.0 & u64::from(u32::MAX) == u64::from(native_hz)
+    }
+
+    fn next(self, native_hz: u32) -> Self {
+        Self(((self.0 >> 32) + 1) << 32 | u64::from(native_hz))
+    }
+}
+
+/// The last that any CPU has seen.
+static ERA: AtomicU64 = AtomicU64::new(0);
 
 /// The frequency of the counter on this host: by live physical time where there is one.
 pub fn native_hz() -> u64 {
@@ -129,15 +144,19 @@ pub fn native_hz() -> u64 {
     })
 }
 
-/// Notes a change of the counter's frequency.
-pub fn watch_frequency() {
+/// The era that it is now: notes a change of the counter's frequency.
+pub fn era() -> Era {
     let Some(mapping) = live().and_then(|live| live.mapping().ok()) else {
-        return;
+        return Era::default();
     };
-    let now = mapping.native_frequency_hz.get();
-    if NATIVE_HZ.swap(now, Ordering::Relaxed) != now {
-        CHANGES.fetch_add(1, Ordering::Relaxed);
+    let now_hz = mapping.native_frequency_hz.get();
+    let mut known = Era(ERA.load(Ordering::Relaxed));
+    while !known.is_at(now_hz) {
+        let next = known.next(now_hz);
+        let won = ERA.compare_exchange(known.0, next.0, Ordering::Relaxed, Ordering::Relaxed);
+        known = won.map_or_else(Era, |_| next);
     }
+    known
 }
 
 /// Every interface, for a report.
@@ -180,7 +199,9 @@ fn describe_live() -> Option<LiveTime> {
         address: live_address()?.0,
         native_frequency_hz: mapping.native_frequency_hz.get(),
         pv_frequency_hz: mapping.pv_frequency_hz.get(),
-        changes: CHANGES.load(Ordering::Relaxed),
+        changes: u32::try_from(era().0 >> 32)
+            .unwrap_or(u32::MAX)
+            .saturating_sub(1),
     })
 }
 

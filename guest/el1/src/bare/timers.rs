@@ -1,12 +1,13 @@
-//! Timers: armed on request, on the counter or on live physical time, and what became of each.
+//! Timers: armed on request, on the counter or on live physical time, once or again and again, and what
+//! became of each.
 
-use guest_protocol::report::{MAX_BARE_CPUS, Timer, TimerState};
+use guest_protocol::report::{Firing, MAX_BARE_CPUS, Periods, Timer, TimerState};
 use guest_protocol::request::ArmTimer;
 use pvtime::guest::arm64::{PhysicalCounter, VirtualCounter};
 use pvtime::guest::{Counter, GuestError};
 use spin::Mutex;
 
-use super::interfaces::{self, number};
+use super::interfaces::{self, Era, number};
 use super::registers::{self, without_interrupts};
 
 /// A timer that was armed.
@@ -15,10 +16,18 @@ struct Armed {
     order: ArmTimer,
     frequency_hz: u64,
     /// The clock before it was.
-    since: u64,
+    since: Moment,
     deadline: Option<u64>,
     interrupts: u32,
     fired_at: Option<u64>,
+    periods: Option<Periods>,
+}
+
+/// A count, and the era that it was read in.
+#[derive(Clone, Copy)]
+struct Moment {
+    count: u64,
+    era: Era,
 }
 
 /// Locked with interrupts masked, since the interrupt locks it too.
@@ -33,27 +42,46 @@ const DUE: u64 = 1 << 2;
 /// arithmetic ends.
 const NEVER_S: u64 = 10 * 365 * 86_400;
 
+/// A shorter period would leave a slow machine no time for anything else.
+const LEAST_PERIOD_US: u64 = 1000;
+
 /// Why a timer was not armed.
 #[derive(Debug, thiserror::Error)]
 pub enum ArmError {
     /// Live physical time is not there.
     #[error("there is no live physical time; arm the timer on the counter")]
     NoLiveTime,
+    /// It was to be armed again and again, and cannot.
+    #[error(
+        "a timer with a period needs a deadline, its interrupt, and {LEAST_PERIOD_US} us or more \
+         between two"
+    )]
+    Period,
     /// It cannot be read.
     #[error(transparent)]
     Guest(#[from] GuestError),
 }
 
-/// Both timers, with their registers.
-impl Armed {
-    fn now(live: bool, timer: Timer) -> Result<u64, ArmError> {
-        if live {
-            return Ok(interfaces::live().ok_or(ArmError::NoLiveTime)?.now()?);
+fn now(live: bool, timer: Timer) -> Result<u64, ArmError> {
+    if live {
+        return Ok(interfaces::live().ok_or(ArmError::NoLiveTime)?.now()?);
+    }
+    Ok(match timer {
+        Timer::Virtual => VirtualCounter.read_ordered(),
+        Timer::Physical => PhysicalCounter.read_ordered(),
+    })
+}
+
+impl Moment {
+    /// Reads the clock anew if the era changed meanwhile.
+    fn now(live: bool, timer: Timer) -> Result<Self, ArmError> {
+        loop {
+            let era = interfaces::era();
+            let count = now(live, timer)?;
+            if interfaces::era() == era {
+                return Ok(Self { count, era });
+            }
         }
-        Ok(match timer {
-            Timer::Virtual => VirtualCounter.read_ordered(),
-            Timer::Physical => PhysicalCounter.read_ordered(),
-        })
     }
 }
 
@@ -92,6 +120,30 @@ fn set_compare(timer: Timer, compare: u64) {
     }
 }
 
+/// What a timer's compare value comes to on a clock.
+fn compare(timer: Timer, live: bool) -> Option<u64> {
+    let compare = match timer {
+        Timer::Virtual => registers::virtual_compare(),
+        Timer::Physical => registers::physical_compare(),
+    };
+    if !live {
+        return Some(compare);
+    }
+    let mapping = interfaces::live()?.mapping().ok()?;
+    mapping.to_pv.apply(compare).ok()
+}
+
+/// Sets a timer for a count of a clock.
+fn set(timer: Timer, live: bool, count: u64) -> Result<(), ArmError> {
+    if live {
+        let live = interfaces::live().ok_or(ArmError::NoLiveTime)?;
+        live.set_timer(count, |compare| set_compare(timer, compare.0))?;
+    } else {
+        set_compare(timer, count);
+    }
+    Ok(())
+}
+
 /// Arms a timer of this CPU.
 ///
 /// # Errors
@@ -109,46 +161,59 @@ pub fn arm(order: &ArmTimer) -> Result<(), ArmError> {
 }
 
 fn start(order: &ArmTimer) -> Result<Armed, ArmError> {
-    let live = if order.live {
-        Some(interfaces::live().ok_or(ArmError::NoLiveTime)?)
+    let frequency_hz = if order.live {
+        let live = interfaces::live().ok_or(ArmError::NoLiveTime)?;
+        live.frequency().hz()
     } else {
-        None
+        interfaces::native_hz()
     };
-    let native_hz = interfaces::native_hz();
-    let frequency_hz = live.map_or(native_hz, |live| live.frequency().hz());
-    let armed_at = Armed::now(order.live, order.timer)?;
     let ticks = |us: u64| {
         let ticks = u128::from(us) * u128::from(frequency_hz) / 1_000_000;
         u64::try_from(ticks).unwrap_or(u64::MAX)
     };
+    let can_repeat = order.delay_us.is_some() && !order.masked;
+    if order
+        .period_us
+        .is_some_and(|us| us < LEAST_PERIOD_US || !can_repeat)
+    {
+        return Err(ArmError::Period);
+    }
+    let since = Moment::now(order.live, order.timer)?;
     let deadline = order.delay_us.map(|us| {
         let distance = ticks(us.unsigned_abs());
         if us < 0 {
-            armed_at.saturating_sub(distance)
+            since.count.saturating_sub(distance)
         } else {
-            armed_at.saturating_add(distance)
+            since.count.saturating_add(distance)
         }
     });
-    let target = deadline.unwrap_or(armed_at.saturating_add(frequency_hz.saturating_mul(NEVER_S)));
-    match live {
-        Some(live) => live.set_timer(target, |compare| set_compare(order.timer, compare.0))?,
-        None => set_compare(order.timer, target),
-    }
+    let never = || {
+        since
+            .count
+            .saturating_add(frequency_hz.saturating_mul(NEVER_S))
+    };
+    set(order.timer, order.live, deadline.unwrap_or_else(never))?;
     Ok(Armed {
         order: *order,
         frequency_hz,
-        since: armed_at,
+        since,
         deadline,
         interrupts: 0,
         fired_at: None,
+        periods: order.period_us.map(|us| Periods {
+            period_ticks: ticks(us).max(1),
+            fired: 0,
+            early: 0,
+            moved: None,
+        }),
     })
 }
 
 /// The interrupt of a timer of this CPU.
 pub fn fired(cpu: usize, timer: Timer) {
     // Before anything takes time.
-    let native = Armed::now(false, timer);
-    let live = Armed::now(true, timer);
+    let native = Moment::now(false, timer);
+    let live = Moment::now(true, timer);
     let control_now = control(timer);
     if control_now & DUE == 0 {
         // It was armed anew, or its line fell, while the interrupt was on its way.
@@ -156,10 +221,41 @@ pub fn fired(cpu: usize, timer: Timer) {
     }
     set_control(timer, control_now & ENABLED | MASKED);
     let mut place = TIMERS[cpu][index(timer)].lock();
-    if let Some(armed) = place.as_mut() {
-        armed.interrupts += 1;
-        let now = if armed.order.live { live } else { native };
-        armed.fired_at = armed.fired_at.or(now.ok());
+    let Some(armed) = place.as_mut() else { return };
+    armed.interrupts += 1;
+    let now = if armed.order.live { live } else { native };
+    let Ok(now) = now else { return };
+    armed.fired_at = armed.fired_at.or(Some(now.count));
+    if armed.rearm(now).is_ok_and(|is_again| is_again) {
+        set_control(timer, ENABLED);
+    }
+}
+
+impl Armed {
+    /// Sets a timer with a period for the first of its deadlines after now, where it has just fired.
+    ///
+    /// It counts as armed from now on, not from when its register is written: so at every moment, and
+    /// wherever a move of the VM falls, there is one that is armed.
+    fn rearm(&mut self, now: Moment) -> Result<bool, ArmError> {
+        let (Some(periods), Some(deadline)) = (self.periods.as_mut(), self.deadline) else {
+            return Ok(false);
+        };
+        periods.fired += 1;
+        periods.early += u64::from(now.count < deadline);
+        if now.era != self.since.era {
+            periods.moved = Some(Firing {
+                armed_at: self.since.count,
+                deadline,
+                compare: compare(self.order.timer, self.order.live),
+                fired_at: now.count,
+            });
+        }
+        let passed = now.count.saturating_sub(deadline) / periods.period_ticks;
+        let next = deadline.saturating_add((passed + 1).saturating_mul(periods.period_ticks));
+        (self.since, self.deadline) = (now, Some(next));
+        (self.interrupts, self.fired_at) = (0, None);
+        set(self.order.timer, self.order.live, next)?;
+        Ok(true)
     }
 }
 
@@ -206,19 +302,21 @@ pub fn look(timer: Timer) -> Option<TimerState> {
         let armed = (*place)?;
         // In this order, so that a timer which is due has a clock not below its deadline.
         let is_due = control(timer) & DUE != 0;
-        let now = Armed::now(armed.order.live, timer).ok()?;
+        let now = now(armed.order.live, timer).ok()?;
         Some(TimerState {
             cpu: number(cpu),
             timer,
             live: armed.order.live,
             frequency_hz: armed.frequency_hz,
-            armed_at: armed.since,
+            armed_at: armed.since.count,
             deadline: armed.deadline,
             masked: armed.order.masked,
             interrupts: armed.interrupts,
             fired_at: armed.fired_at,
             now,
             is_due,
+            compare: compare(timer, armed.order.live),
+            periods: armed.periods,
         })
     })
 }

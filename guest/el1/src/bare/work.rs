@@ -18,7 +18,7 @@ pub fn run(cpu: usize) -> ! {
         }
         events::follow(cpu);
         if let Some(service) = service.as_mut() {
-            interfaces::watch_frequency();
+            interfaces::era();
             service.answer_input();
         }
         let workload = cpus::workload(cpu);

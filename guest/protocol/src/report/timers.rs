@@ -37,6 +37,40 @@ pub struct TimerState {
     pub now: u64,
     /// What the timer's status said just before: due or not.
     pub is_due: bool,
+    /// What the timer's compare value comes to on that clock; none where no count of it does.
+    pub compare: Option<u64>,
+    /// What was before, of a timer that is armed anew whenever it fires: all of the above is of the
+    /// deadline to come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub periods: Option<Periods>,
+}
+
+/// What became of a timer that is armed anew whenever it fires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Periods {
+    /// Ticks from one deadline to the next. Deadlines that passed before the timer was armed anew are
+    /// left out.
+    pub period_ticks: u64,
+    /// How often it fired.
+    pub fired: u64,
+    /// How often before its deadline.
+    pub early: u64,
+    /// The last time that it fired on a host whose counter has another frequency than where it was
+    /// armed.
+    pub moved: Option<Firing>,
+}
+
+/// One time that a timer fired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Firing {
+    /// The clock before the timer was armed: for all but the first, when it fired before.
+    pub armed_at: u64,
+    /// When it was due.
+    pub deadline: u64,
+    /// What its compare value came to when it fired.
+    pub compare: Option<u64>,
+    /// The clock at its interrupt.
+    pub fired_at: u64,
 }
 
 impl TimerState {

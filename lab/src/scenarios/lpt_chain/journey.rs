@@ -3,13 +3,13 @@
 //! Every frequency divides 10^9, as the emulator has it, so a tick of each host is a whole number of
 //! ns, and the ideal, for how long the VM ran in all, is an exact sum of the records' counts.
 
-use super::super::bare_checks::{at_least, check_spins, check_timers, count, late_us};
-use super::super::pauses::median;
+use super::super::bare_checks::{at_least, check_spins, count};
+use super::timers::Timers;
 use super::{EVENTS_HZ, Way};
 use crate::clocks::ClockSight;
 use crate::control::{Adjustment, Live};
 use crate::report::{Check, Limit};
-use guest_protocol::report::{Clocks, Interfaces, Memory, Spin, TimerState};
+use guest_protocol::report::{Clocks, Interfaces, Memory, Spin};
 use std::time::Duration;
 
 const NS_PER_S: u64 = 1_000_000_000;
@@ -23,7 +23,7 @@ const MOST_TOLD_ERROR: f64 = 2e-6;
 pub struct Journey {
     pub hops: Vec<Hop>,
     pub spins: Vec<Spin>,
-    pub timers: Vec<TimerState>,
+    pub timers: Timers,
     /// What the guest found on each new host.
     pub found: Vec<Interfaces>,
     pub memory: Vec<Memory>,
@@ -173,11 +173,12 @@ impl Journey {
         checks.extend(check_spins("lpt_backwards_steps", &self.spins, 2, name));
         checks.extend(self.check_events(name, hops));
         checks.push(self.check_memory(name));
-        // Two after each hop on both timers.
-        let fired = 4 * hops + way.last_timers;
-        checks.extend(check_timers(&self.timers, fired, name));
+        checks.extend(self.timers.checks(hops, way.pending, name));
         if way.is_timed {
-            checks.extend([self.check_rate(name), self.check_late(name)]);
+            checks.push(self.check_rate(name));
+            let waited_s = self.held_up.as_secs_f64();
+            let waited = format!("the emulators waited {waited_s:.1} s for CPUs");
+            checks.extend(self.timers.timed_checks(name, &waited));
         }
         checks
     }
@@ -248,17 +249,6 @@ impl Journey {
         let looks = self.memory.len();
         count("damaged_pages", damaged, "pages")
             .with_detail(format!("{name}: {looks} looks, {changes} changes"))
-    }
-
-    fn check_late(&self, name: &str) -> Check {
-        let late = late_us(&self.timers);
-        let worst = late.iter().copied().fold(0.0, f64::max);
-        let detail = format!(
-            "{name}, of {} that fired; at most {worst:.0} us; the emulators waited {:.1} s for CPUs",
-            late.len(),
-            self.held_up.as_secs_f64()
-        );
-        Check::new("late_us_median", median(late), Limit::AtMost(5000.0), "us").with_detail(detail)
     }
 }
 

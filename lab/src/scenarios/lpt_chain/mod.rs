@@ -2,9 +2,9 @@
 //! host to host while it runs, or as a snapshot.
 
 mod journey;
+mod timers;
 
 use self::journey::{Anchor, Hop, Ideal, Journey};
-use super::bare_checks::arm_all;
 use crate::bare::{Bare, OnHost};
 use crate::control::Adjustment;
 use crate::guest::{Guest, GuestImage, GuestSpec, INSECURE, Receiver, host_spec};
@@ -61,7 +61,8 @@ pub const SHORT: Scenario = Scenario {
 /// Why this machine cannot be both hosts.
 pub const ONE_FREQUENCY: &str = "this machine has one counter frequency; use --host qemu";
 
-const VCPUS: u32 = 4;
+/// Both timers of each have one of the five kinds that there are.
+const VCPUS: u32 = 5;
 
 /// The hosts in their order.
 const HOSTS: [(&str, u64); 5] = [
@@ -80,8 +81,8 @@ struct Way {
     /// After a hop, until the timer of 2 s is due or lost.
     after_hop: Duration,
     after_last: Duration,
-    /// Timers that fire after the last hop, of those that were armed before.
-    last_timers: usize,
+    /// Timers that cross the last hop and need not fire before the end.
+    pending: usize,
     /// Whether delays and rates are judged, which a machine that does other work spoils.
     is_timed: bool,
 }
@@ -92,7 +93,7 @@ const CHAIN: Way = Way {
     after_hop: Duration::from_secs(5),
     // Until the timer of 60 s is due.
     after_last: Duration::from_secs(64),
-    last_timers: 2,
+    pending: 0,
     is_timed: true,
 };
 
@@ -104,7 +105,8 @@ const SNAPSHOTS: Way = Way {
 const SHORT_WAY: Way = Way {
     hosts: 2,
     after_last: Duration::from_secs(3),
-    last_timers: 0,
+    // Those of 60 s.
+    pending: 2,
     is_timed: false,
     ..CHAIN
 };
@@ -130,18 +132,6 @@ const CASES: [Case; 2] = [
         vmm_options: &["--live-physical-time", "24000000", "--paused-time", "on"],
         guests: ["24-mhz-0", "24-mhz-1", "24-mhz-2", "24-mhz-3", "24-mhz-4"],
     },
-];
-
-/// Timers that are armed before each hop. The expired one and never take turns, so that a timer of
-/// each kind is on both timers of some CPU.
-const DELAYS_US: [[Option<i64>; 4]; 2] = [
-    [
-        Some(60_000_000),
-        Some(-100_000),
-        Some(2_000_000),
-        Some(5_000),
-    ],
-    [Some(60_000_000), None, Some(2_000_000), Some(5_000)],
 ];
 
 /// Events a second that the guest asks its counter for: a bit of each host's counter is near.
@@ -201,6 +191,7 @@ fn start(case: &Case, host: &mut Host) -> Result<Guest> {
     asked.give_work(1, Workload::Change)?;
     asked.give_work(2, Workload::SpinLive)?;
     asked.give_work(3, Workload::SpinLive)?;
+    timers::arm(&mut asked)?;
     Ok(guest)
 }
 
@@ -210,16 +201,10 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case, way: &W
     let mut ideal = Ideal::start(HOSTS[0].1);
     let mut since = last(&guest, &mut host, "start")?;
     let mut first = bare(&mut guest, &mut host).clocks()?;
-    for index in 1..way.hosts {
+    for (index, (next_host, next_hz)) in HOSTS.iter().enumerate().take(way.hosts).skip(1) {
         let name = case.guests[index];
-        stage.step(&format!("take {name} to {}", HOSTS[index].0));
+        stage.step(&format!("take {name} to {next_host}"));
         let mut next = boot(stage, index)?;
-        arm_all(
-            &mut bare(&mut guest, &mut host),
-            VCPUS,
-            true,
-            &DELAYS_US[index % 2],
-        )?;
         let latest = bare(&mut guest, &mut host).clocks()?;
         let end = Anchor::between(&since, &host.clocks()?);
         journey.enter_run([Anchor::of(&since), end], [&first, &latest], case.pv_hz);
@@ -238,10 +223,11 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case, way: &W
         let arrived = Ideal {
             ns: ideal.at(since.before.guest),
             count: since.after.guest,
-            hz: HOSTS[index].1,
+            hz: *next_hz,
         };
         let hop = Hop::between(arrived, &first, since.live.as_ref(), case.pv_hz);
         journey.hops.push(hop);
+        journey.timers.stopped(since.live.as_ref());
         ideal = arrived;
         let is_last = index + 1 == way.hosts;
         sleep(if is_last {
@@ -250,7 +236,7 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case, way: &W
             way.after_hop
         })?;
         let mut asked = bare(&mut guest, &mut host);
-        journey.timers.extend(asked.timers()?);
+        journey.timers.looked(asked.timers()?);
         journey.found.push(asked.interfaces()?);
         journey.memory.push(asked.verify()?);
         journey.spins.extend(asked.spun()?);

@@ -84,12 +84,14 @@ pub struct Planned {
     backward_bytes: u64,
     forward_bytes: u64,
     delay_us: u64,
+    /// Whether the VM is paused meanwhile.
+    pub is_paused: bool,
 }
 
 impl Planned {
     /// The kinds take turns, and so do the parts of a migration: half of the points are anywhere on
     /// the way, a quarter in what the destination says, and a quarter where the VM is given away.
-    /// Half of each come later than their byte.
+    /// Half of each come later than their byte. Every fifth is of a VM that is paused.
     pub fn choose(random: &mut Rng, lengths: &Lengths, number: usize) -> Self {
         let kind = [Kind::Cut, Kind::KillSource, Kind::KillDestination][number % 3];
         let (backward_bytes, forward_bytes) = match number / 3 % 4 {
@@ -103,6 +105,7 @@ impl Planned {
             backward_bytes,
             forward_bytes,
             delay_us,
+            is_paused: number.is_multiple_of(5),
         }
     }
 
@@ -128,7 +131,12 @@ impl fmt::Display for Planned {
             Kind::KillSource => "kill the source",
             Kind::KillDestination => "kill the destination",
         };
-        write!(f, "{what} {} us after", self.delay_us)?;
+        let whose = if self.is_paused {
+            " of a paused VM"
+        } else {
+            ""
+        };
+        write!(f, "{what}{whose} {} us after", self.delay_us)?;
         match (self.backward_bytes, self.forward_bytes) {
             (0, forward) => write!(f, " {forward} bytes"),
             (backward, 0) => write!(f, " {backward} bytes of answers"),

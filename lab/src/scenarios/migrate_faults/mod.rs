@@ -68,6 +68,10 @@ struct Tally {
     both_in_doubt: usize,
     /// It ended with the VMM that had it, which was killed.
     killed_with_vmm: usize,
+    /// It was paused when it was to move.
+    paused: usize,
+    /// It was, and then it ran without anybody's word.
+    woken: Vec<String>,
     /// A VMM in doubt let it go on without `--take-over`.
     resumed_in_doubt: Vec<String>,
     two_owners: Vec<String>,
@@ -83,6 +87,8 @@ struct Scene {
     at: usize,
     /// What the guest's memory had of changes when it was looked at last.
     changes: u64,
+    /// Its live physical time then.
+    live: u64,
     random: Rng,
     tally: Tally,
 }
@@ -124,6 +130,7 @@ impl Scene {
             guest,
             at: 0,
             changes: 0,
+            live: 0,
             random,
             tally: Tally::default(),
         })
@@ -181,14 +188,30 @@ impl Scene {
     /// One migration with a fault, and what is made of what it leaves.
     fn try_fault(&mut self, planned: &Planned) -> Result<()> {
         let receiver = self.receiver()?;
+        if planned.is_paused {
+            self.guest.pause(&mut self.host)?;
+        }
         let passed = self.migrate(&receiver, Some(planned))?;
         let found = self.settle(&receiver)?;
         self.tally.points += 1;
         self.tally.reached += usize::from(passed.acted);
+        self.tally.paused += usize::from(planned.is_paused);
         let what = format!("{planned}: {found}");
         let stays = self.resolve(found, &receiver, planned.kind, what)?;
         self.end_other(stays, &receiver)?;
+        if self.is_paused()? {
+            self.guest.resume(&mut self.host)?;
+        } else if planned.is_paused && stays.is_some_and(|side| found.sides[side] != Side::InDoubt)
+        {
+            let what = format!("{planned}: {found}");
+            self.tally.woken.push(what);
+        }
         self.look()
+    }
+
+    /// Whether the guest that there is now waits for its operator.
+    fn is_paused(&mut self) -> Result<bool> {
+        Ok(self.guest.status(&mut self.host)?.state == "Paused")
     }
 
     /// Does what the manual says for what was found, and returns whether the guest is here (0) or
@@ -201,7 +224,7 @@ impl Scene {
         what: String,
     ) -> Result<Option<usize>> {
         let is = |side| found.sides.iter().filter(|it| **it == side).count();
-        let (running, doubtful) = (is(Side::Running), is(Side::InDoubt));
+        let (running, doubtful) = (is(Side::Running) + is(Side::Paused), is(Side::InDoubt));
         self.tally.in_doubt += usize::from(doubtful > 0);
         self.tally.both_in_doubt += usize::from(doubtful == 2);
         self.refuse_to_resume(found, receiver, &what);
@@ -218,8 +241,8 @@ impl Scene {
             return Ok(None);
         };
         match (found.sides[choice], choice) {
-            (Side::Running, 0) => self.tally.stayed += 1,
-            (Side::Running, _) => self.tally.moved += 1,
+            (Side::Running | Side::Paused, 0) => self.tally.stayed += 1,
+            (Side::Running | Side::Paused, _) => self.tally.moved += 1,
             _ => self.tally.decided[choice] += 1,
         }
         let other = 1 - choice;
@@ -289,12 +312,20 @@ impl Scene {
             guest: &mut self.guest,
             host: &mut self.host,
         };
-        let wrong = match asked.verify() {
-            Ok(memory) if memory.damaged == 0 && memory.changes >= self.changes => {
-                self.changes = memory.changes;
+        let found = asked
+            .verify()
+            .and_then(|memory| Ok((memory, asked.clocks()?.live)));
+        let wrong = match found {
+            Ok((memory, Some(live)))
+                if memory.damaged == 0 && memory.changes >= self.changes && live > self.live =>
+            {
+                (self.changes, self.live) = (memory.changes, live);
                 return Ok(());
             }
-            Ok(memory) => format!("{memory:?}, {} changes before", self.changes),
+            Ok((memory, live)) => format!(
+                "{memory:?}, {} changes before; live physical time {live:?}, {} before",
+                self.changes, self.live
+            ),
             Err(error) => format!("{error:#}"),
         };
         self.tally.corrupt.push(wrong);
@@ -315,7 +346,7 @@ impl Scene {
     fn begin_anew(&mut self) -> Result<()> {
         clear(NAMES[self.at], &mut self.host);
         self.guest = restore(self.at, &mut self.host)?;
-        self.changes = 0;
+        (self.changes, self.live) = (0, 0);
         Ok(())
     }
 }
@@ -381,12 +412,13 @@ impl Tally {
             decided: [here, there],
             both_in_doubt,
             killed_with_vmm,
+            paused,
             ..
         } = self;
         let detail = format!(
             "{told}: {stayed} stayed, {moved} moved, {here} taken over at the source and {there} at \
              the destination, {both_in_doubt} of these in doubt on both sides; {killed_with_vmm} \
-             ended with the VMM that was killed"
+             ended with the VMM that was killed; {paused} were of a VM that was paused"
         );
         vec![
             at_least("points", self.points, points, "points").with_detail(detail),
@@ -395,6 +427,7 @@ impl Tally {
             none("lost_vms", &self.lost, "VMs"),
             none("two_owners", &self.two_owners, "VMs"),
             none("corrupt_guests", &self.corrupt, "looks"),
+            none("woken", &self.woken, "VMs"),
             none("resumed_in_doubt", &self.resumed_in_doubt, "VMs"),
             at_least("in_doubt", self.in_doubt, (points / 15).max(1), "VMs"),
         ]

@@ -16,6 +16,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub enum Side {
     /// It runs it.
     Running,
+    /// It has it, as an operator paused it before.
+    Paused,
     /// It has it, stopped, and does not know whether the other side does.
     InDoubt,
     /// Nothing: it waits for the next.
@@ -74,6 +76,7 @@ fn lasting(said: &str) -> Result<Option<Side>> {
         serde_json::from_str(said).with_context(|| format!("cannot understand {said:?}"))?;
     Ok(match status.state.as_str() {
         "Running" => Some(Side::Running),
+        "Paused" => Some(Side::Paused),
         "In doubt" => Some(Side::InDoubt),
         _ => None,
     })
@@ -110,7 +113,8 @@ pub fn decide(sides: [Side; 2], prefers_there: bool) -> Option<usize> {
     if both_in_doubt {
         return Some(usize::from(prefers_there));
     }
-    of(Side::Running).or_else(|| of(Side::InDoubt))
+    let has = of(Side::Running).or_else(|| of(Side::Paused));
+    has.or_else(|| of(Side::InDoubt))
 }
 
 #[cfg(test)]
@@ -119,10 +123,12 @@ mod tests {
 
     #[test]
     fn who_runs_it_keeps_it_and_who_doubts_may_take_it() {
-        use Side::{Ended, InDoubt, Running, Waiting};
+        use Side::{Ended, InDoubt, Paused, Running, Waiting};
         for (sides, expected) in [
             ([Running, InDoubt], Some(0)),
             ([InDoubt, Running], Some(1)),
+            ([Paused, Waiting], Some(0)),
+            ([InDoubt, Paused], Some(1)),
             ([Running, Waiting], Some(0)),
             ([Ended, Running], Some(1)),
             ([InDoubt, Ended], Some(0)),
@@ -141,6 +147,7 @@ mod tests {
     fn only_states_that_last_count() {
         let of = |state: &str| lasting(&format!(r#"{{"state":"{state}","id":"x"}}"#)).unwrap();
         assert_eq!(of("Running"), Some(Side::Running));
+        assert_eq!(of("Paused"), Some(Side::Paused));
         assert_eq!(of("In doubt"), Some(Side::InDoubt));
         assert_eq!(of("Not started"), None);
         assert_eq!(of("Moved"), None);

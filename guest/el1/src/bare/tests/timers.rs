@@ -18,6 +18,7 @@ fn order(timer: Timer, live: bool, delay_us: Option<i64>) -> ArmTimer {
         live,
         delay_us,
         masked: false,
+        period_us: None,
     }
 }
 

@@ -1,0 +1,477 @@
+//! Timers that cross hops: what is armed all the way, and what became of each at every hop.
+//!
+//! Timers of 5 ms, 2 s and 60 s are armed anew by the guest whenever they fire, so that one of each is
+//! armed whenever the VM stops. All counts are PV ticks, which do not move while the VM is stopped: a
+//! timer's lateness is beyond the blackout by itself.
+
+use super::super::bare_checks::{PATIENCE_S, at_least, count};
+use super::super::pauses::median;
+use super::{HOSTS, VCPUS};
+use crate::bare::{Bare, TIMERS};
+use crate::control::Live;
+use crate::report::{Check, Limit};
+use anyhow::Result;
+use guest_protocol::report::{Firing, Timer, TimerState};
+use guest_protocol::request::ArmTimer;
+use std::collections::BTreeMap;
+
+/// A kind of timer: one on the virtual timer of a CPU, one on the physical timer of the next.
+struct Kind {
+    name: &'static str,
+    /// Until it is due, and from one deadline to the next if that is ahead; none is never.
+    delay_us: Option<i64>,
+}
+
+/// As many as the guest has CPUs: both timers of each have their own.
+const KINDS: [Kind; VCPUS as usize] = [
+    Kind {
+        name: "60 s",
+        delay_us: Some(60_000_000),
+    },
+    Kind {
+        name: "expired",
+        delay_us: Some(-100_000),
+    },
+    Kind {
+        name: "never",
+        delay_us: None,
+    },
+    Kind {
+        name: "2 s",
+        delay_us: Some(2_000_000),
+    },
+    Kind {
+        name: "5 ms",
+        delay_us: Some(5_000),
+    },
+];
+
+/// What the guest takes for never is years away.
+const NEVER_S: u64 = 365 * 86_400;
+
+/// Arms every kind on both timers.
+pub fn arm(guest: &mut impl Bare) -> Result<()> {
+    for (number, kind) in (0..).zip(&KINDS) {
+        for (which, timer) in (0..).zip(TIMERS) {
+            let ahead = kind.delay_us.and_then(|us| u64::try_from(us).ok());
+            guest.arm(ArmTimer {
+                cpu: (number + which) % VCPUS,
+                timer,
+                live: true,
+                delay_us: kind.delay_us,
+                // Its interrupt would come before anything can happen to it: its status shows
+                // whether it stays expired.
+                masked: kind.delay_us.is_some() && ahead.is_none(),
+                period_us: ahead,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Which kind a timer is.
+fn kind_of(cpu: u32, timer: Timer) -> usize {
+    let which = u32::from(timer == Timer::Physical);
+    ((cpu + VCPUS - which) % VCPUS) as usize
+}
+
+/// What was seen of the timers on one way.
+#[derive(Default)]
+pub struct Timers {
+    /// PV counts at the stop before each hop.
+    stops: Vec<u64>,
+    /// Every look at every timer, with how many hops were behind it.
+    looks: Vec<(usize, TimerState)>,
+}
+
+/// One time that a timer was armed before a hop, seen after it.
+struct Crossing {
+    kind: usize,
+    timer: Timer,
+    armed_at: u64,
+    deadline: Option<u64>,
+    compare: Option<u64>,
+    /// None where it has not fired yet.
+    fired_at: Option<u64>,
+    /// The clock when it fired, or when it was looked at.
+    seen_at: u64,
+    frequency_hz: u64,
+}
+
+impl Crossing {
+    /// The deadline that is pending at a look.
+    fn pending(state: &TimerState) -> Self {
+        Self {
+            kind: kind_of(state.cpu, state.timer),
+            timer: state.timer,
+            armed_at: state.armed_at,
+            deadline: state.deadline,
+            compare: state.compare,
+            fired_at: state.fired_at,
+            seen_at: state.now,
+            frequency_hz: state.frequency_hz,
+        }
+    }
+
+    /// One that the guest kept, because it fired at another frequency.
+    fn kept(state: &TimerState, firing: &Firing) -> Self {
+        Self {
+            armed_at: firing.armed_at,
+            deadline: Some(firing.deadline),
+            compare: firing.compare,
+            fired_at: Some(firing.fired_at),
+            seen_at: firing.fired_at,
+            ..Self::pending(state)
+        }
+    }
+
+    /// Whether it was armed before the stop, and seen after it.
+    fn spans(&self, stop: u64) -> bool {
+        self.armed_at < stop && stop < self.seen_at
+    }
+
+    /// By how many ticks the compare value is off what the deadline comes to after so many hops: it is
+    /// never before it, and behind it by less than a tick of each counter on the way.
+    fn compare_error(&self, hops: usize) -> u64 {
+        let Some(deadline) = self.deadline else {
+            let least = self.seen_at + NEVER_S * self.frequency_hz;
+            // All ones of a slow counter are no count of this clock.
+            return least.saturating_sub(self.compare.unwrap_or(u64::MAX));
+        };
+        let slowest_hz = HOSTS.iter().map(|(_, hz)| *hz).min().unwrap_or(1);
+        let tick = self.frequency_hz.div_ceil(slowest_hz) + 1;
+        let most = deadline + tick * (hops as u64 + 1);
+        let compare = self.compare.unwrap_or(u64::MAX);
+        deadline
+            .saturating_sub(compare)
+            .max(compare.saturating_sub(most))
+    }
+
+    fn late_us(&self) -> Option<f64> {
+        let late = self.fired_at?.checked_sub(self.deadline?)?;
+        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        let us = late as f64 / self.frequency_hz as f64 * 1e6;
+        Some(us)
+    }
+}
+
+impl Timers {
+    /// Notes where the VM stopped for a hop.
+    pub fn stopped(&mut self, live: Option<&Live>) {
+        // A record without it lets nothing pass.
+        self.stops
+            .push(live.map_or(u64::MAX, |live| live.pv_before));
+    }
+
+    /// Notes what the guest said of its timers after that hop.
+    pub fn looked(&mut self, timers: Vec<TimerState>) {
+        let hops = self.stops.len();
+        self.looks
+            .extend(timers.into_iter().map(|state| (hops, state)));
+    }
+
+    /// What was armed before a hop and seen after it, each once: as the guest kept it where it fired,
+    /// else as it was at the last look.
+    fn crossings(&self) -> Vec<Crossing> {
+        let mut all = BTreeMap::new();
+        for (_, state) in &self.looks {
+            let firing = state.periods.and_then(|periods| periods.moved);
+            let kept = firing.map(|firing| Crossing::kept(state, &firing));
+            for crossing in [Some(Crossing::pending(state)), kept].into_iter().flatten() {
+                let is_physical = crossing.timer == Timer::Physical;
+                all.insert((crossing.kind, is_physical, crossing.armed_at), crossing);
+            }
+        }
+        let mut all: Vec<_> = all.into_values().collect();
+        all.retain(|crossing| self.hops_of(crossing) > 0);
+        all
+    }
+
+    fn hops_of(&self, crossing: &Crossing) -> usize {
+        self.stops
+            .iter()
+            .filter(|stop| crossing.spans(**stop))
+            .count()
+    }
+
+    /// What holds on every way. `pending` is how many timers that crossed a hop may be still to come at
+    /// the end, of those that come at all.
+    pub fn checks(&self, hops: usize, pending: usize, name: &str) -> Vec<Check> {
+        let crossings = self.crossings();
+        let mut checks = vec![
+            self.check_early(name),
+            self.check_lost(name),
+            self.check_crossed(&crossings, hops, name),
+        ];
+        // That of 5 ms is often due already, and has yet to fire.
+        for kind in ["2 s", "60 s"] {
+            checks.push(self.check_ahead(&crossings, kind, hops, name));
+        }
+        checks.push(self.check_compare(&crossings, name));
+        checks.push(check_fired(&crossings, hops, name));
+        let is_to_come = |it: &&Crossing| KINDS[it.kind].repeats() && it.fired_at.is_none();
+        let to_come = crossings.iter().filter(is_to_come).count();
+        #[expect(clippy::cast_precision_loss, reason = "a few")]
+        let [to_come, most] = [to_come, pending].map(|it| it as f64);
+        let unjudged = Check::new("still_to_come", to_come, Limit::AtMost(most), "timers");
+        checks.push(unjudged.with_detail(name));
+        checks
+    }
+
+    /// What holds where only the lab keeps the machine busy.
+    pub fn timed_checks(&self, name: &str, waited: &str) -> Vec<Check> {
+        let crossings = self.crossings();
+        let repeat = (0..KINDS.len()).filter(|kind| KINDS[*kind].repeats());
+        let mut checks = vec![self.check_ahead(&crossings, "5 ms", 1, name)];
+        checks.extend(repeat.map(|kind| {
+            let of_kind = crossings.iter().filter(|it| it.kind == kind);
+            let late: Vec<_> = of_kind.filter_map(Crossing::late_us).collect();
+            let worst = late.iter().copied().fold(0.0, f64::max);
+            let detail = format!(
+                "{name}, {}: of {} that crossed a hop; at most {worst:.0} us; {waited}",
+                KINDS[kind].name,
+                late.len()
+            );
+            Check::new("late_us_median", median(late), Limit::AtMost(5000.0), "us")
+                .with_detail(detail)
+        }));
+        checks
+    }
+
+    fn check_early(&self, name: &str) -> Check {
+        let is_wrong = |state: &&TimerState| {
+            state.is_wrong() || state.periods.is_some_and(|periods| periods.early > 0)
+        };
+        let looks = self.looks.iter().map(|(_, state)| state);
+        let fired: u64 = self
+            .last_looks()
+            .filter_map(|it| Some(it.periods?.fired))
+            .sum();
+        let wrong: Vec<_> = looks.filter(is_wrong).collect();
+        count("early", wrong.len() as u64, "timers")
+            .with_detail(format!("{name}, of {fired} that fired: {wrong:?}"))
+    }
+
+    fn check_lost(&self, name: &str) -> Check {
+        let is_lost = |state: &&TimerState| state.is_lost(PATIENCE_S * state.frequency_hz);
+        let looks = self.looks.iter().map(|(_, state)| state);
+        let lost: Vec<_> = looks.filter(is_lost).collect();
+        let detail = format!("{name}, in {} looks: {lost:?}", self.looks.len());
+        count("lost", lost.len() as u64, "timers").with_detail(detail)
+    }
+
+    fn last_looks(&self) -> impl Iterator<Item = &TimerState> {
+        let last = self.stops.len();
+        let looks = self.looks.iter().filter(move |(hops, _)| *hops == last);
+        looks.map(|(_, state)| state)
+    }
+
+    /// At every hop there was one of each kind on each timer.
+    fn check_crossed(&self, crossings: &[Crossing], hops: usize, name: &str) -> Check {
+        let mut missing = Vec::new();
+        for (hop, stop) in (1..).zip(&self.stops) {
+            for (number, kind) in KINDS.iter().enumerate() {
+                for timer in TIMERS {
+                    let is_it =
+                        |it: &Crossing| it.kind == number && it.timer == timer && it.spans(*stop);
+                    if !crossings.iter().any(is_it) {
+                        missing.push(format!("{} {timer:?} at hop {hop}", kind.name));
+                    }
+                }
+            }
+        }
+        let all = hops * KINDS.len() * TIMERS.len();
+        let crossed = self.stops.len() * KINDS.len() * TIMERS.len() - missing.len();
+        at_least("crossed", crossed, all, "timers")
+            .with_detail(format!("{name}; missing: {missing:?}"))
+    }
+
+    /// So many timers of a kind were due after the stop, not before it, each at its hop.
+    fn check_ahead(&self, crossings: &[Crossing], kind: &str, least: usize, name: &str) -> Check {
+        let of_kind = crossings.iter().filter(|it| KINDS[it.kind].name == kind);
+        let ahead = of_kind.map(|it| {
+            let is_ahead = |stop: &&u64| it.spans(**stop) && it.deadline > Some(**stop);
+            self.stops.iter().filter(is_ahead).count()
+        });
+        at_least("ahead_at_stop", ahead.sum(), least, "timers")
+            .with_detail(format!("{name}, {kind}"))
+    }
+
+    /// Compare values are what the deadlines come to on each host, to the tick.
+    fn check_compare(&self, crossings: &[Crossing], name: &str) -> Check {
+        let error = |it: &Crossing| it.compare_error(self.hops_of(it));
+        let worst = crossings.iter().map(error).max().unwrap_or(u64::MAX);
+        let behind = crossings
+            .iter()
+            .filter_map(|it| it.compare?.checked_sub(it.deadline?));
+        let behind = behind.max().unwrap_or(0);
+        count("compare_error_ticks", worst, "PV ticks").with_detail(format!(
+            "{name}, of {} timers; at most {behind} ticks behind the deadline",
+            crossings.len()
+        ))
+    }
+}
+
+/// Those of 5 ms and of 2 s fired after every hop.
+fn check_fired(crossings: &[Crossing], hops: usize, name: &str) -> Check {
+    let is_short = |it: &&Crossing| ["5 ms", "2 s"].contains(&KINDS[it.kind].name);
+    let fired = |it: &&Crossing| it.fired_at.is_some();
+    let fired = crossings.iter().filter(is_short).filter(fired).count();
+    at_least("fired", fired, 2 * TIMERS.len() * hops, "timers").with_detail(name)
+}
+
+impl Kind {
+    fn repeats(&self) -> bool {
+        self.delay_us > Some(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guest_protocol::report::Periods;
+
+    const STOP: u64 = 1_000_000;
+    const HZ: u64 = 1_000_000;
+
+    /// A look at every timer, half a second after a hop that is the only one: each had been armed
+    /// before, and those of 5 ms and 2 s have fired.
+    fn looks() -> Vec<TimerState> {
+        let now = STOP + 3_000_000;
+        let all = (0..VCPUS).flat_map(|cpu| TIMERS.map(|timer| (cpu, timer)));
+        let look = |(cpu, timer)| {
+            let kind = &KINDS[kind_of(cpu, timer)];
+            let us = kind
+                .delay_us
+                .unwrap_or(i64::try_from(2 * NEVER_S * HZ).unwrap());
+            let due = (STOP - 1000).saturating_add_signed(us);
+            let state = TimerState {
+                cpu,
+                timer,
+                live: true,
+                frequency_hz: HZ,
+                armed_at: STOP - 1000,
+                deadline: kind.delay_us.map(|_| due),
+                masked: kind.name == "expired",
+                interrupts: 0,
+                fired_at: None,
+                now,
+                is_due: due < now,
+                compare: Some(due),
+                periods: None,
+            };
+            let Some(period_ticks) = kind.delay_us.and_then(|us| u64::try_from(us).ok()) else {
+                return state;
+            };
+            let firing = Firing {
+                armed_at: STOP - 1000,
+                deadline: due,
+                compare: Some(due + 1),
+                fired_at: due + 20,
+            };
+            let has_fired = due < now;
+            let next = if has_fired { now + 100 } else { due };
+            TimerState {
+                armed_at: if has_fired { now - 100 } else { STOP - 1000 },
+                deadline: Some(next),
+                compare: Some(next),
+                is_due: false,
+                periods: Some(Periods {
+                    period_ticks,
+                    fired: 7,
+                    early: 0,
+                    moved: has_fired.then_some(firing),
+                }),
+                ..state
+            }
+        };
+        all.map(look).collect()
+    }
+
+    fn failed(change: impl Fn(&mut TimerState), pending: usize) -> Vec<&'static str> {
+        let mut looks = looks();
+        looks.iter_mut().for_each(change);
+        let mut timers = Timers::default();
+        timers.stopped(Some(&Live {
+            pv_before: STOP,
+            pv_after: STOP,
+            distance: String::new(),
+        }));
+        timers.looked(looks);
+        let mut checks = timers.checks(1, pending, "");
+        checks.extend(timers.timed_checks("", ""));
+        let failed = checks.iter().filter(|check| !check.pass);
+        failed.map(|check| check.name).collect()
+    }
+
+    fn is(state: &TimerState, name: &str) -> bool {
+        KINDS[kind_of(state.cpu, state.timer)].name == name
+    }
+
+    #[test]
+    fn timers_that_cross_and_come_when_they_are_due_pass() {
+        // Those of 60 s have yet to fire, so their delay is not known.
+        assert_eq!(failed(|_| (), 2), ["late_us_median"]);
+        assert_eq!(failed(|_| (), 1), ["still_to_come", "late_us_median"]);
+    }
+
+    #[test]
+    fn a_timer_that_was_armed_after_the_stop_has_not_crossed() {
+        let late = |state: &mut TimerState| {
+            if let Some(moved) = state.periods.as_mut().and_then(|it| it.moved.as_mut()) {
+                moved.armed_at = STOP;
+            }
+        };
+        let expected = ["crossed", "ahead_at_stop", "fired", "ahead_at_stop"];
+        assert_eq!(failed(late, 2)[..4], expected);
+        let forgotten = |state: &mut TimerState| {
+            if is(state, "never") {
+                state.armed_at = STOP + 1;
+            }
+        };
+        assert_eq!(failed(forgotten, 2)[..1], ["crossed"]);
+    }
+
+    #[test]
+    fn a_compare_value_that_is_off_shows_whatever_became_of_the_timer() {
+        let off = |ticks: i64| {
+            move |state: &mut TimerState| {
+                if is(state, "60 s") {
+                    state.compare = state.compare.map(|it| it.saturating_add_signed(ticks));
+                }
+            }
+        };
+        assert_eq!(failed(off(-1), 2)[..1], ["compare_error_ticks"]);
+        // A tick and one for rounding, on each of two hosts.
+        assert_eq!(failed(off(4), 2)[..1], ["late_us_median"]);
+        assert_eq!(failed(off(5), 2)[..1], ["compare_error_ticks"]);
+        let never = |state: &mut TimerState| {
+            if is(state, "never") {
+                state.compare = Some(state.now + 60 * HZ);
+            }
+        };
+        assert_eq!(failed(never, 2)[..1], ["compare_error_ticks"]);
+    }
+
+    #[test]
+    fn an_early_timer_a_lost_one_and_slow_ones_show() {
+        let early = |state: &mut TimerState| {
+            if let Some(periods) = state.periods.as_mut().filter(|_| state.cpu == 0) {
+                periods.early = 1;
+            }
+        };
+        assert_eq!(failed(early, 2)[..1], ["early"]);
+        let lost = |state: &mut TimerState| {
+            if is(state, "expired") {
+                state.is_due = false;
+            }
+        };
+        assert_eq!(failed(lost, 2)[..1], ["lost"]);
+        let slow = |state: &mut TimerState| {
+            if let Some(moved) = state.periods.as_mut().and_then(|it| it.moved.as_mut()) {
+                moved.fired_at += 6000;
+            }
+        };
+        assert_eq!(failed(slow, 2), ["late_us_median"; 3]);
+    }
+}
