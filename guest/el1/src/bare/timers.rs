@@ -121,16 +121,12 @@ fn set_compare(timer: Timer, compare: u64) {
 }
 
 /// What a timer's compare value comes to on a clock.
-fn compare(timer: Timer, live: bool) -> Option<u64> {
-    let compare = match timer {
-        Timer::Virtual => registers::virtual_compare(),
-        Timer::Physical => registers::physical_compare(),
-    };
+fn compare_on(timer: Timer, live: bool) -> Option<u64> {
     if !live {
-        return Some(compare);
+        return Some(compare(timer));
     }
     let mapping = interfaces::live()?.mapping().ok()?;
-    mapping.to_pv.apply(compare).ok()
+    mapping.to_pv.apply(compare(timer)).ok()
 }
 
 /// Sets a timer for a count of a clock.
@@ -246,7 +242,7 @@ impl Armed {
             periods.moved = Some(Firing {
                 armed_at: self.since.count,
                 deadline,
-                compare: compare(self.order.timer, self.order.live),
+                compare: compare_on(self.order.timer, self.order.live),
                 fired_at: now.count,
             });
         }
@@ -315,7 +311,7 @@ pub fn look(timer: Timer) -> Option<TimerState> {
             fired_at: armed.fired_at,
             now,
             is_due,
-            compare: compare(timer, armed.order.live),
+            compare: compare_on(timer, armed.order.live),
             periods: armed.periods,
         })
     })
