@@ -60,7 +60,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<OsString>,
     },
-    /// Runs every check there is; with names, those checks only.
+    /// Runs every check but the lab's scenarios that are run by name; with names, those checks only.
     Test {
         /// Checks by name, as a full run prints them.
         #[arg(value_name = "CHECK")]
