@@ -434,12 +434,13 @@ fn m8_a_guest_cannot_write_what_user_space_keeps() {
 }
 
 /// Keeps a CPU busy until it is dropped: the one of the calling thread, which stays there too.
-struct Busy {
+pub struct Busy {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-fn compete() -> Busy {
+/// Has this thread, and those that it starts from now on, share a CPU with one that never sleeps.
+pub fn compete() -> Busy {
     let mut cpu = CpuSet::new();
     cpu.set(0);
     sched_setaffinity(None, &cpu).unwrap();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::caller::caller;
 use crate::machine::{Machine, NOWHERE, RAM, set, x};
+use crate::stolen_time::compete;
 use kvm_ioctls::VcpuExit;
 use pvtime::abi::smccc::FunctionId;
 use pvtime::host::Cause;
@@ -102,7 +103,9 @@ fn stolen_ns(saved: &[u8]) -> u64 {
 #[test]
 fn r1_m4_a_vm_that_did_not_run_since_it_was_restored_is_saved_as_it_was() {
     let saved = Guest::saved();
+    let busy = compete();
     let second = Guest::blank();
+    drop(busy);
     second.time.restore(&saved, Cause::Snapshot).unwrap();
     let sample = second.sample();
     assert!(sample.run_delay_ns > 0, "its thread has not waited");
