@@ -158,6 +158,11 @@ impl Host {
         self.machine.held_up()
     }
 
+    /// Where what an emulated host's kernel prints is on this machine.
+    pub(crate) fn console(&self) -> PathBuf {
+        self.logs.join(format!("{}-console.log", self.name))
+    }
+
     /// Path on the host of a file of this run.
     #[must_use]
     pub fn file(&self, name: &str) -> String {

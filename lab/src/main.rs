@@ -169,6 +169,13 @@ fn print_report(report: &lab::report::Report, machines: &Machines) {
         report.checks.len(),
         folder.display()
     );
+    if let Some(said) = &report.hung_host {
+        println!(
+            "{}: the run before ended with an emulated host that hung ({said}), see {}-hung",
+            report.scenario,
+            folder.display()
+        );
+    }
     if let Some(error) = &report.error {
         println!("{} did not run to its end: {error}", report.scenario);
     }

@@ -27,6 +27,9 @@ pub struct Report {
     /// Why the scenario did not run to its end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What an emulated host said that hung in a run before this one, which proved nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hung_host: Option<String>,
 }
 
 /// Whether a scenario passed.
@@ -186,6 +189,7 @@ impl Report {
             adjustments: Vec::new(),
             figures: Vec::new(),
             error: None,
+            hung_host: None,
         }
     }
 

@@ -47,6 +47,8 @@ pub struct Stage<'a> {
     pub logs: PathBuf,
     /// Report so far.
     pub report: Report,
+    /// What the kernels of emulated hosts print.
+    consoles: Vec<PathBuf>,
     progress: Progress,
 }
 
@@ -57,6 +59,9 @@ impl Stage<'_> {
     /// When it does not come up.
     pub fn boot(&mut self, spec: &HostSpec) -> Result<Host> {
         let mut host = Host::boot(spec, self.assets, &self.logs)?;
+        if host.is_emulated() {
+            self.consoles.push(host.console());
+        }
         let vmm = match host.path_of("pvtime") {
             Ok(pvtime) => Some(host.version_of(&pvtime)?),
             Err(_) => None,
@@ -111,9 +116,35 @@ impl Stage<'_> {
 impl Scenario {
     /// Runs the scenario, with its logs and report in a folder of its name under `logs`.
     ///
+    /// It is run once more where an emulated host hung, whose kernel says then that one of its CPUs
+    /// takes no interrupt any more: nothing is known of the guests of such a run. Its logs stay beside
+    /// those of the other, whose report says so.
+    ///
     /// # Errors
     /// When the folder or the report cannot be written; all else is in the report.
     pub fn run(&self, assets: &Assets, logs: &Path) -> Result<Report> {
+        let (report, hung_host) = self.run_once(assets, logs, None)?;
+        let Some(said) = hung_host else {
+            return Ok(report);
+        };
+        eprintln!("{}: an emulated host hung ({said}); once more", self.name);
+        let hung = logs.join(format!("{}-hung", self.name));
+        if hung.exists() {
+            fs::remove_dir_all(&hung)
+                .with_context(|| format!("cannot empty {}", hung.display()))?;
+        }
+        fs::rename(logs.join(self.name), &hung)
+            .with_context(|| format!("cannot make {}", hung.display()))?;
+        Ok(self.run_once(assets, logs, Some(said))?.0)
+    }
+
+    /// The report, and what a host said that hung, where that ended the run.
+    fn run_once(
+        &self,
+        assets: &Assets,
+        logs: &Path,
+        hung_before: Option<String>,
+    ) -> Result<(Report, Option<String>)> {
         let logs = logs.join(self.name);
         if logs.exists() {
             fs::remove_dir_all(&logs)
@@ -123,16 +154,32 @@ impl Scenario {
         let mut stage = Stage {
             assets,
             logs: std::path::absolute(logs)?,
-            report: Report::new(self.name),
+            report: Report {
+                hung_host: hung_before,
+                ..Report::new(self.name)
+            },
+            consoles: Vec::new(),
             progress: Progress::new(self.name),
         };
         let played = (self.play)(&mut stage);
+        let hung_host = match &played {
+            Ok(()) => None,
+            Err(_) => stage.consoles.iter().find_map(|console| lockup(console)),
+        };
         stage
             .report
             .finish(played.err().map(|error| format!("{error:#}")));
         stage.report.save(&stage.logs)?;
-        Ok(stage.report)
+        Ok((stage.report, hung_host))
     }
+}
+
+/// The line in which a kernel says that one of its CPUs takes no interrupt any more.
+fn lockup(console: &Path) -> Option<String> {
+    let text = fs::read(console).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().find(|line| line.contains("hard LOCKUP"))?;
+    Some(line.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -207,6 +254,42 @@ mod tests {
         assert_eq!((report.verdict, report.error), (Verdict::Fail, None));
         let saved = fs::read_to_string(logs.join("steps/report.json")).unwrap();
         assert!(saved.contains("\"verdict\": \"fail\""), "{saved}");
+        fs::remove_dir_all(logs).unwrap();
+    }
+
+    /// Writes a host's console that says so, and fails the first time.
+    fn hang(stage: &mut Stage, said: &str) -> Result<()> {
+        let console = stage.logs.join("host-console.log");
+        fs::write(&console, format!("[ 1.0] boots\n[ 9.0] {said}\n"))?;
+        stage.consoles.push(console);
+        stage.report.checks.extend(count("a", 0.0));
+        match stage.report.hung_host {
+            None => bail!("no answer"),
+            Some(_) => Ok(()),
+        }
+    }
+
+    #[test]
+    fn a_scenario_whose_emulated_host_hung_is_run_once_more() {
+        let scenario = |play| Scenario {
+            name: "hangs",
+            about: "",
+            must_fail: None,
+            play,
+        };
+        let logs = folder("hangs");
+        let hung = scenario(|stage| hang(stage, "watchdog: hard LOCKUP on cpu 0"));
+        let report = hung.run(&assets(), &logs).unwrap();
+        assert_eq!(report.verdict, Verdict::Pass);
+        let said = report.hung_host.as_deref();
+        assert_eq!(said, Some("[ 9.0] watchdog: hard LOCKUP on cpu 0"));
+        let before = fs::read_to_string(logs.join("hangs-hung/report.json")).unwrap();
+        assert!(before.contains("no answer"), "{before}");
+
+        let other = scenario(|stage| hang(stage, "soft lockup"));
+        let report = other.run(&assets(), &logs).unwrap();
+        assert_eq!(report.error.as_deref(), Some("no answer"));
+        assert_eq!((report.verdict, report.hung_host), (Verdict::Fail, None));
         fs::remove_dir_all(logs).unwrap();
     }
 
