@@ -80,6 +80,7 @@ struct Way {
     is_saved: bool,
     /// After a hop, until the timer of 2 s is due or lost.
     after_hop: Duration,
+    /// As much more after the last.
     after_last: Duration,
     /// Timers that cross the last hop and need not fire before the end.
     pending: usize,
@@ -92,7 +93,7 @@ const CHAIN: Way = Way {
     is_saved: false,
     after_hop: Duration::from_secs(5),
     // Until the timer of 60 s is due.
-    after_last: Duration::from_secs(64),
+    after_last: Duration::from_secs(59),
     pending: 0,
     is_timed: true,
 };
@@ -104,7 +105,8 @@ const SNAPSHOTS: Way = Way {
 
 const SHORT_WAY: Way = Way {
     hosts: 2,
-    after_last: Duration::from_secs(3),
+    after_hop: Duration::from_secs(3),
+    after_last: Duration::ZERO,
     // Those of 60 s.
     pending: 2,
     is_timed: false,
@@ -230,13 +232,14 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case, way: &W
         journey.timers.stopped(since.live.as_ref());
         ideal = arrived;
         let is_last = index + 1 == way.hosts;
-        sleep(if is_last {
-            way.after_last
-        } else {
-            way.after_hop
-        })?;
+        sleep(way.after_hop)?;
         let mut asked = bare(&mut guest, &mut host);
         journey.timers.looked(asked.timers()?);
+        if is_last {
+            // The guest keeps the last firing that crossed a hop, and the one before was seen now.
+            sleep(way.after_last)?;
+            journey.timers.looked(asked.timers()?);
+        }
         journey.found.push(asked.interfaces()?);
         journey.memory.push(asked.verify()?);
         journey.spins.extend(asked.spun()?);
