@@ -87,3 +87,32 @@ impl Guest {
         }
     }
 }
+
+/// Samples for tests.
+#[cfg(test)]
+pub(crate) mod made {
+    use super::*;
+    use std::time::Duration;
+
+    /// One that was asked for so long after a moment, took so long, and shows this on every clock.
+    pub(crate) fn sight(origin: Instant, asked_ms: u64, took_ms: u64, shows_ms: u64) -> Sighting {
+        let clock_ns = shows_ms * 1_000_000;
+        let asked = origin + Duration::from_millis(asked_ms);
+        Sighting {
+            asked,
+            answered: asked + Duration::from_millis(took_ms),
+            sample: Sample {
+                sequence: 0,
+                cpu: 0,
+                counter_before: 0,
+                monotonic_ns: clock_ns,
+                monotonic_raw_ns: clock_ns,
+                boottime_ns: clock_ns,
+                realtime_ns: clock_ns,
+                counter_after: 0,
+                paused_ns: None,
+                steal_ns: [None].into_iter().collect(),
+            },
+        }
+    }
+}

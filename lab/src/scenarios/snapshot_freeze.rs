@@ -1,6 +1,6 @@
 //! A guest that comes frozen out of a snapshot, on a host whose counter is minutes away, sees no gap.
 
-use super::moves::{Hosts, Journey, Traveller};
+use super::moves::{Journey, Journeys, Traveller};
 use crate::report::Check;
 use crate::scenario::{Scenario, Stage, Step, no_checks};
 use anyhow::Result;
@@ -13,133 +13,96 @@ pub const SCENARIO: Scenario = Scenario {
     play,
 };
 
-#[derive(Default)]
-struct Scene {
-    hosts: Hosts,
-    journeys: Vec<Journey>,
-}
+const ONE: Traveller = Traveller {
+    name: "one",
+    program: Program::Linux,
+    cpus: 1,
+    on_restore: "freeze",
+    in_place: &[],
+    to_and_fro: &["one-1", "one-2", "one-3", "one-4", "one-5"],
+    at_once: &["one-6", "one-7", "one-8"],
+};
 
-fn traveller(name: &'static str, program: Program, cpus: u32) -> Traveller {
-    Traveller {
-        name,
-        program,
-        cpus,
-        on_restore: "freeze",
-    }
-}
+const FOUR: Traveller = Traveller {
+    name: "four",
+    program: Program::Linux,
+    cpus: 4,
+    on_restore: "freeze",
+    in_place: &[],
+    to_and_fro: &["four-1", "four-2", "four-3", "four-4", "four-5"],
+    at_once: &["four-6", "four-7", "four-8"],
+};
+
+const BARE_ONE: Traveller = Traveller {
+    name: "bare-one",
+    program: Program::El1,
+    cpus: 1,
+    on_restore: "freeze",
+    in_place: &[],
+    to_and_fro: &[
+        "bare-one-1",
+        "bare-one-2",
+        "bare-one-3",
+        "bare-one-4",
+        "bare-one-5",
+    ],
+    at_once: &[],
+};
+
+const BARE_FOUR: Traveller = Traveller {
+    name: "bare-four",
+    program: Program::El1,
+    cpus: 4,
+    on_restore: "freeze",
+    in_place: &[],
+    to_and_fro: &[
+        "bare-four-1",
+        "bare-four-2",
+        "bare-four-3",
+        "bare-four-4",
+        "bare-four-5",
+    ],
+    at_once: &[],
+};
 
 fn play(stage: &mut Stage) -> Result<()> {
     stage.play(
-        Scene::default(),
+        Journeys::default(),
         &[
             Step {
                 name: "boot a host, and a second one when it has run for minutes",
-                act: |scene, stage| {
-                    scene.hosts = Hosts::boot(stage)?;
-                    scene.hosts.add_younger(stage)
-                },
+                act: Journeys::boot,
                 checks: no_checks,
             },
             Step {
                 name: "take Linux with one vCPU to and fro",
-                act: one,
+                act: |journeys, stage| journeys.take(&ONE, stage),
                 checks: last_checks,
             },
             Step {
                 name: "take Linux with four vCPUs to and fro",
-                act: four,
+                act: |journeys, stage| journeys.take(&FOUR, stage),
                 checks: last_checks,
             },
             Step {
                 name: "take the bare-metal guest with one vCPU to and fro",
-                act: bare_one,
+                act: |journeys, stage| journeys.take(&BARE_ONE, stage),
                 checks: last_checks,
             },
             Step {
                 name: "take the bare-metal guest with four vCPUs to and fro",
-                act: bare_four,
+                act: |journeys, stage| journeys.take(&BARE_FOUR, stage),
                 checks: last_checks,
             },
             Step {
                 name: "power the hosts off",
-                act: |scene, _| scene.hosts.power_off(),
+                act: |journeys, _| journeys.power_off(),
                 checks: no_checks,
             },
         ],
     )
 }
 
-fn one(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
-    let hosts = &mut scene.hosts;
-    let who = traveller("one", Program::Linux, 1);
-    let mut journey = Journey::start(who, hosts)?;
-    journey.go_to_and_fro(&["one-1", "one-2", "one-3", "one-4", "one-5"], hosts, stage)?;
-    journey.begin_anew(&["one-6", "one-7", "one-8"], hosts, stage)?;
-    journey.end(hosts, stage)?;
-    scene.journeys.push(journey);
-    Ok(())
-}
-
-fn four(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
-    let hosts = &mut scene.hosts;
-    let who = traveller("four", Program::Linux, 4);
-    let mut journey = Journey::start(who, hosts)?;
-    journey.go_to_and_fro(
-        &["four-1", "four-2", "four-3", "four-4", "four-5"],
-        hosts,
-        stage,
-    )?;
-    journey.begin_anew(&["four-6", "four-7", "four-8"], hosts, stage)?;
-    journey.end(hosts, stage)?;
-    scene.journeys.push(journey);
-    Ok(())
-}
-
-fn bare_one(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
-    let hosts = &mut scene.hosts;
-    let who = traveller("bare-one", Program::El1, 1);
-    let mut journey = Journey::start(who, hosts)?;
-    journey.go_to_and_fro(
-        &[
-            "bare-one-1",
-            "bare-one-2",
-            "bare-one-3",
-            "bare-one-4",
-            "bare-one-5",
-        ],
-        hosts,
-        stage,
-    )?;
-    journey.end(hosts, stage)?;
-    scene.journeys.push(journey);
-    Ok(())
-}
-
-fn bare_four(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
-    let hosts = &mut scene.hosts;
-    let who = traveller("bare-four", Program::El1, 4);
-    let mut journey = Journey::start(who, hosts)?;
-    journey.go_to_and_fro(
-        &[
-            "bare-four-1",
-            "bare-four-2",
-            "bare-four-3",
-            "bare-four-4",
-            "bare-four-5",
-        ],
-        hosts,
-        stage,
-    )?;
-    journey.end(hosts, stage)?;
-    scene.journeys.push(journey);
-    Ok(())
-}
-
-fn last_checks(scene: &Scene) -> Vec<Check> {
-    let Some(journey) = scene.journeys.last() else {
-        return Vec::new();
-    };
-    let mut checks = journey.freeze_checks();
-    checks.extend(journey.checks());
-    checks
+fn last_checks(journeys: &Journeys) -> Vec<Check> {
+    journeys.last_checks(Journey::freeze_checks)
 }

@@ -334,7 +334,7 @@ fn checks(scene: &Scene) -> Vec<Check> {
         Check::new(
             "downtime_ms",
             worst(&Move::downtime_ms),
-            Limit::AtMost(10_000.0),
+            Limit::AtMost(5_000.0),
             "ms",
         )
         .with_detail(facts.join("; ")),

@@ -36,18 +36,18 @@ const RESTORE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Two hosts; the counter of the first is minutes ahead.
 #[derive(Default)]
-pub struct Hosts(Vec<Host>);
+struct Hosts(Vec<Host>);
 
 impl Hosts {
     /// Starts the first host.
-    pub fn boot(stage: &mut Stage) -> Result<Self> {
+    fn boot(stage: &mut Stage) -> Result<Self> {
         let mut hosts = Self::default();
         hosts.add("host-0", stage)?;
         Ok(hosts)
     }
 
     /// Starts the second, when the first has run for minutes.
-    pub fn add_younger(&mut self, stage: &mut Stage) -> Result<()> {
+    fn add_younger(&mut self, stage: &mut Stage) -> Result<()> {
         let up_ns = self.get(0)?.clocks()?.uptime_ns();
         let up = Duration::from_nanos(u64::try_from(up_ns)?);
         sleep(UPTIME.saturating_sub(up))?;
@@ -65,11 +65,11 @@ impl Hosts {
         Ok(())
     }
 
-    pub fn get(&mut self, index: usize) -> Result<&mut Host> {
+    fn get(&mut self, index: usize) -> Result<&mut Host> {
         self.0.get_mut(index).context("no such host")
     }
 
-    pub fn power_off(&mut self) -> Result<()> {
+    fn power_off(&mut self) -> Result<()> {
         self.0.drain(..).try_for_each(Host::power_off)
     }
 }
@@ -83,6 +83,57 @@ pub struct Traveller {
     pub program: Program,
     pub cpus: u32,
     pub on_restore: &'static str,
+    /// Its names where it is restored on the host that it is on, in their order.
+    pub in_place: &'static [&'static str],
+    /// And between both hosts.
+    pub to_and_fro: &'static [&'static str],
+    /// And where it goes on at once, for the time that this takes.
+    pub at_once: &'static [&'static str],
+}
+
+/// Guests that went between two hosts.
+#[derive(Default)]
+pub struct Journeys {
+    hosts: Hosts,
+    all: Vec<Journey>,
+}
+
+impl Journeys {
+    /// Starts the hosts, the second when the first has run for minutes.
+    pub fn boot(&mut self, stage: &mut Stage) -> Result<()> {
+        self.hosts = Hosts::boot(stage)?;
+        self.hosts.add_younger(stage)
+    }
+
+    /// Takes a guest on its way, to the end.
+    pub fn take(&mut self, who: &Traveller, stage: &mut Stage) -> Result<()> {
+        let hosts = &mut self.hosts;
+        let mut journey = Journey::start(*who, hosts)?;
+        for name in who.in_place {
+            journey.go(journey.at, name, hosts, stage)?;
+        }
+        journey.go_to_and_fro(who.to_and_fro, hosts, stage)?;
+        if !who.at_once.is_empty() {
+            journey.begin_anew(who.at_once, hosts, stage)?;
+        }
+        journey.end(hosts, stage)?;
+        self.all.push(journey);
+        Ok(())
+    }
+
+    /// What holds of the last, this among it.
+    pub fn last_checks(&self, of_policy: fn(&Journey) -> Vec<Check>) -> Vec<Check> {
+        let Some(journey) = self.all.last() else {
+            return Vec::new();
+        };
+        let mut checks = of_policy(journey);
+        checks.extend(journey.checks());
+        checks
+    }
+
+    pub fn power_off(&mut self) -> Result<()> {
+        self.hosts.power_off()
+    }
 }
 
 /// One guest on its way, and what was seen of it.
@@ -98,7 +149,7 @@ pub struct Journey {
 
 impl Journey {
     /// Starts a guest on the first host.
-    pub fn start(who: Traveller, hosts: &mut Hosts) -> Result<Self> {
+    fn start(who: Traveller, hosts: &mut Hosts) -> Result<Self> {
         let host = hosts.get(0)?;
         let image = match who.program {
             Program::Linux => GuestImage::Linux,
@@ -125,7 +176,7 @@ impl Journey {
     }
 
     /// Takes the guest to a host under another name. It may be the host where it is.
-    pub fn go(
+    fn go(
         &mut self,
         to: usize,
         name: &'static str,
@@ -153,7 +204,7 @@ impl Journey {
     }
 
     /// Takes the guest between both hosts, once for each name. It has arrived then.
-    pub fn go_to_and_fro(
+    fn go_to_and_fro(
         &mut self,
         names: &[&'static str],
         hosts: &mut Hosts,
@@ -168,7 +219,7 @@ impl Journey {
     }
 
     /// Saves the guest, and has it go on at once as often as there are names, each for a while.
-    pub fn begin_anew(
+    fn begin_anew(
         &mut self,
         names: &[&'static str],
         hosts: &mut Hosts,
@@ -195,7 +246,7 @@ impl Journey {
     }
 
     /// Ends the guest.
-    pub fn end(&mut self, hosts: &mut Hosts, stage: &mut Stage) -> Result<()> {
+    fn end(&mut self, hosts: &mut Hosts, stage: &mut Stage) -> Result<()> {
         let mut guest = self.guest.take().context("no guest")?;
         let host = hosts.get(self.at)?;
         self.who.keep_time(&mut guest, host, stage)?;
@@ -203,7 +254,7 @@ impl Journey {
     }
 
     /// What holds under both policies.
-    pub fn checks(&self) -> Vec<Check> {
+    fn checks(&self) -> Vec<Check> {
         let name = self.who.name;
         let far = || self.moves.iter().filter(|it| it.is_far);
         let nearest = far().map(|it| it.uptime_difference_s);
