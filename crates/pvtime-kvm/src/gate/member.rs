@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::thread::gettid;
 
-use super::{Gate, ImmediateExit, Job, LOOKING, MemberState, Place, Position, State};
+use super::{Gate, ImmediateExit, Job, MemberState, Place, Position, State, Turn};
 use crate::kick::Armed;
 
 /// What a member is told when it passes.
@@ -75,6 +75,7 @@ impl<C> Member<C> {
             index,
             thread: gettid(),
             place: Place::Away,
+            turn: Turn::Last,
             job: None,
         };
         state.members.push(member);
@@ -145,6 +146,7 @@ impl<C> Member<C> {
         let mut state = self.gate.lock();
         loop {
             let position = state.position;
+            let next = state.next_turn(Place::Waiting);
             let member = state.member(self.index);
             // It was about to pass: it has arrived again before it does anything else, so that
             // whoever closed the gate finds its accounts done.
@@ -161,11 +163,14 @@ impl<C> Member<C> {
                 (Position::Open, Place::Waiting) if !self.gate.lease.has_ended() => {
                     return Task::GetReady;
                 }
-                (Position::Opening, Place::Waiting) => return Task::GetReady,
+                (Position::Opening, Place::Waiting) if Some(member.turn) == next => {
+                    return Task::GetReady;
+                }
                 (_, Place::Ready) => {
+                    let looking = member.turn.looking();
                     let seen = self.gate.changes.load(Ordering::Acquire);
                     drop(state);
-                    self.gate.await_change(seen, Duration::MAX, LOOKING);
+                    self.gate.await_change(seen, Duration::MAX, looking);
                     if !self.gate.barred.load(Ordering::SeqCst) {
                         return Task::Pass(Passage::Guest);
                     }
