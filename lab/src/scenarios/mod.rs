@@ -41,6 +41,7 @@ mod suspend;
 mod suspend_and_save;
 mod suspend_coordinated;
 mod suspend_el1;
+mod suspend_forgotten;
 mod suspend_linux;
 mod suspend_request;
 mod three_guests;
@@ -187,6 +188,7 @@ pub const ALL: &[Scenario] = &[
     suspend_el1::SCENARIO,
     suspend_el1::MOVED,
     suspend_request::SCENARIO,
+    suspend_forgotten::SCENARIO,
     suspend_coordinated::SCENARIO,
     suspend_and_save::SCENARIO,
     gate_race::SCENARIO,
