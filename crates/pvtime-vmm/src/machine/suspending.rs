@@ -189,11 +189,13 @@ impl Machine {
     fn carry_out_suspends(&self) {
         let watches = self.time_args.watch_host == SwitchArg::On;
         let limit = Duration::from_millis(self.time_args.sleep_limit);
-        let patience = |waits| {
-            let looks = waits || watches && self.keys.is_some();
-            if looks { LOOK_EVERY } else { Duration::MAX }
-        };
         loop {
+            let mut waits = false;
+            let patience = |is_awaited| {
+                waits = is_awaited;
+                let looks = waits || watches && self.keys.is_some();
+                if looks { LOOK_EVERY } else { Duration::MAX }
+            };
             // One that was suspended elsewhere is so without having asked here.
             let is_suspended = watches && self.time.is_guest_suspended();
             let before_ns = clock::boottime_ns();
@@ -202,6 +204,8 @@ impl Machine {
             };
             let passed = Duration::from_nanos(clock::boottime_ns() - before_ns);
             let slept = passed >= SLEPT;
+            // What passed before it began to wait does not count.
+            let passed = if waits { passed } else { Duration::ZERO };
             let in_vain = self.suspension.passed(passed, slept, limit);
             let done = if has_asked {
                 self.suspend()
