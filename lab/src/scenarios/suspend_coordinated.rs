@@ -131,7 +131,8 @@ fn start(scene: &mut Scene, _: &mut Stage) -> Result<()> {
 fn suspend(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
     let (guest, mut shell) = scene.guest.take().context("no guest")?;
-    let system = shell.run(host, SYSTEM, "systemd")?.lines.split_off(1);
+    let mut system = shell.run(host, SYSTEM, "systemd")?.lines;
+    system.retain(|line| line == "systemd" || line.starts_with("PRETTY_NAME="));
     shell.run(host, TALK, "7")?;
     let before = look(&mut shell, host)?;
     guest.prepare_suspend(host)?;
