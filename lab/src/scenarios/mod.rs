@@ -28,6 +28,7 @@ mod pause_advance;
 mod pause_freeze;
 mod pauses;
 mod physical_counter;
+mod replugged;
 mod restore_frequencies;
 mod saved_guest;
 mod side_by_side;
