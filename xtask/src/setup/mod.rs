@@ -9,6 +9,7 @@ mod program;
 mod sources;
 mod targets;
 mod toolchain;
+mod userland;
 
 use crate::workspace::Workspace;
 use anyhow::{Context, Result};
@@ -39,8 +40,8 @@ pub fn prepare(workspace: &Workspace, needs: Needs) -> Result<PathBuf> {
     kernel::fetch(workspace, &kernel::CLOUD)
 }
 
-/// The one scenario whose guest needs a kernel with drivers for keys, which the cloud kernel lacks.
-const KEY_SCENARIO: &str = "suspend-coordinated";
+/// The one scenario with a Debian guest, whose kernel has drivers for keys.
+const DEBIAN_SCENARIO: &str = "suspend-coordinated";
 /// The one scenario with another VMM, besides the bench.
 const PEER_SCENARIO: &str = "side-by-side";
 /// The one scenario with a host that has `FEAT_ECV`.
@@ -49,9 +50,10 @@ const ECV_SCENARIO: &str = "physical-counter";
 /// Sets up what one scenario needs beyond all others, and tells the lab of it.
 pub fn equip(workspace: &Workspace, scenario: &str, lab: &mut Command) -> Result<()> {
     match scenario {
-        KEY_SCENARIO => {
+        DEBIAN_SCENARIO => {
             let kernel = kernel::fetch(workspace, &kernel::GENERIC)?;
             lab.env("PVTIME_LAB_KEY_KERNEL", kernel);
+            lab.env("PVTIME_LAB_USERLAND", prepare_userland(workspace)?);
         }
         PEER_SCENARIO => {
             lab.env(PEER, prepare_peer(workspace)?);
@@ -66,6 +68,14 @@ pub fn equip(workspace: &Workspace, scenario: &str, lab: &mut Command) -> Result
         _ => {}
     }
     Ok(())
+}
+
+/// Sets up a Debian system for a guest, and returns the folder with its packages' files.
+pub fn prepare_userland(workspace: &Workspace) -> Result<PathBuf> {
+    userland::fetch(workspace).context(
+        "cannot fetch systemd for arm64; on a machine without apt, name a folder with its unpacked \
+         packages with PVTIME_LAB_USERLAND",
+    )
 }
 
 /// Sets up kernel headers to compare with, and returns their folder.
