@@ -399,6 +399,7 @@ impl VmTime {
 
     /// Steps the timeline and lets the vCPUs into the guest at once.
     fn open_after(&self, state: &mut State, event: Event<'_>) -> Result<(), Error> {
+        self.prepare(state, event)?;
         let opened = self.gate.open_after(|| self.step(state, self.now(), event));
         self.keep(opened?);
         Ok(())
