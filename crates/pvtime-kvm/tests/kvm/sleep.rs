@@ -437,6 +437,31 @@ fn a_stop_while_the_vm_is_paused_is_part_of_the_pause() {
 }
 
 #[test]
+fn s8_a_guest_that_looks_at_nothing_has_continuous_counters() {
+    const PAUSES: u64 = 3;
+    const LENGTH: Duration = Duration::from_secs(1);
+    let config = VmTimeConfig {
+        paused_time: true,
+        ..config(2, StallPolicy::Freeze)
+    };
+    let vm = Vm::start(config, run_on);
+    for _ in 0..PAUSES {
+        thread::sleep(Duration::from_millis(100));
+        vm.time.pause(Cause::HostSuspend).unwrap();
+        thread::sleep(LENGTH);
+        vm.time.resume().unwrap();
+    }
+    // It is told, by an interrupt too, and has neither a handler nor a look at the structure.
+    let told = vm.time.paused_time().unwrap();
+    assert_eq!(told.events, PAUSES);
+    assert!(Duration::from_nanos(told.paused_ns) >= LENGTH * 3);
+    for (backwards_steps, largest_step_ms) in vm.end() {
+        assert_eq!(backwards_steps, 0);
+        assert!(largest_step_ms < 1_000, "{largest_step_ms} ms");
+    }
+}
+
+#[test]
 fn a_vm_that_was_started_a_moment_ago_is_saved() {
     for watches_host_sleep in [true, false] {
         let config = VmTimeConfig {
