@@ -222,7 +222,7 @@ fn stop(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     for &(case, sleeps, freezes) in &plan.untold {
         let (mut guest, mut dialogue) = start(case, plan, host)?;
         let turns = stops::Turns { sleeps, freezes };
-        let mut stops = Stops::make(&mut guest, &mut dialogue, host, stage, turns)?;
+        let mut stops = Stops::make(&mut guest, &mut dialogue, host, stage, (case, turns))?;
         stops.is_quiet = plan.is_quiet;
         scene.stops.push(stops);
         end(guest, host, stage)?;

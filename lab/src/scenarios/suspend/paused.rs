@@ -1,17 +1,25 @@
 //! What a bare-metal guest says of its pauses, beside the lab's clock.
 
+use super::Case;
 use crate::bare::{Bare, OnHost};
 use crate::dialogue::Dialogue;
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::lost::{Bounds, Moment};
 use crate::report::{Check, Limit};
-use crate::scenarios::watch::{ms, worst};
+use crate::scenarios::watch::ms;
 use anyhow::{Context, Result};
+use guest_protocol::Workload;
 use guest_protocol::report::PausedTime;
 
 /// Looks at its counter that bound how far that is from the lab's clock: the more, the narrower.
-const LOOKS: usize = 12;
+const LOOKS: usize = 25;
+
+/// What the guest reads in its structure.
+pub fn paused(guest: &mut Guest, host: &mut Host) -> Result<PausedTime> {
+    let paused = OnHost { guest, host }.interfaces()?.paused_time;
+    paused.context("the guest finds no paused time")
+}
 
 /// Its counter, and the structure that it reads, at one time.
 pub struct Telling {
@@ -20,54 +28,43 @@ pub struct Telling {
 }
 
 impl Telling {
-    /// Asks the guest.
-    pub fn of(guest: &mut Guest, dialogue: &mut Dialogue, host: &mut Host) -> Result<Self> {
+    /// Asks the guest, whose last vCPU rests meanwhile: it answers at once.
+    pub fn of(
+        guest: &mut Guest,
+        dialogue: &mut Dialogue,
+        host: &mut Host,
+        case: Case,
+    ) -> Result<Self> {
+        let last = case.cpus - 1;
+        guest.set_workload(host, last, Workload::Idle)?;
         let counter = dialogue.counters(host, LOOKS)?;
-        let paused = OnHost { guest, host }.interfaces()?.paused_time;
-        let paused = paused.context("the guest finds no paused time")?;
+        let paused = paused(guest, host)?;
+        guest.set_workload(host, last, case.last)?;
         Ok(Self { counter, paused })
     }
 
-    /// What it was told since then that its counter did not show.
-    pub fn told_ns(&self, before: &Self) -> u64 {
-        self.paused
-            .paused_ns
-            .saturating_sub(before.paused.paused_ns)
-    }
-
-    /// How far that is from what its counter lost on the lab's clock.
-    pub fn error(&self, before: &Self) -> Result<TellingError> {
-        let lost = Bounds::of(&before.counter, &self.counter)?;
-        Ok(TellingError {
-            apart_ms: (ms(self.told_ns(before)) - lost.middle_ms()).abs(),
-            known_to_ms: lost.error_ms(),
-        })
-    }
-}
-
-/// How far what a guest was told is from what passed.
-#[derive(Clone, Copy)]
-pub struct TellingError {
-    apart_ms: f64,
-    /// The lab knows the moments of the guest's answers no better.
-    known_to_ms: f64,
-}
-
-impl TellingError {
-    /// What the largest of them may be; what it is at the least where the machine is busy, and answers
-    /// are late.
-    pub fn check(errors: Result<Vec<Self>>, is_quiet: bool, detail: &str) -> Check {
-        let largest = |errors: &[Self], of: fn(&Self) -> f64| worst(errors.iter().map(of));
-        let (measured, detail) = match errors {
-            Ok(errors) => {
-                let most = largest(&errors, |it| it.apart_ms + it.known_to_ms);
-                let least = largest(&errors, |it| (it.apart_ms - it.known_to_ms).max(0.0));
+    /// How far what it was told since then, of so many stops, is from what its counter lost on the
+    /// lab's clock: for each stop, with all that the lab does not know of the moments of its answers.
+    /// Where the machine is busy and answers are late, what it is at the least.
+    pub fn check(&self, before: &Self, stops: usize, is_quiet: bool, detail: &str) -> Check {
+        let (measured, detail) = match Bounds::of(&before.counter, &self.counter) {
+            Ok(lost) => {
+                let told_ns = self.paused.paused_ns - before.paused.paused_ns;
+                let of_each = |ms: f64| ms / u32::try_from(stops).map_or(f64::NAN, f64::from);
+                let apart_ms = of_each((ms(told_ns) - lost.middle_ms()).abs());
+                let known_ms = of_each(lost.error_ms());
                 let detail = format!(
-                    "{detail}; {:.2} ms apart, known to {:.2} ms",
-                    largest(&errors, |it| it.apart_ms),
-                    largest(&errors, |it| it.known_to_ms),
+                    "{detail}; {apart_ms:.2} ms apart for each of {stops}, known to {known_ms:.2} ms"
                 );
-                (if is_quiet { most } else { least }, detail)
+                let least_ms = (apart_ms - known_ms).max(0.0);
+                (
+                    if is_quiet {
+                        apart_ms + known_ms
+                    } else {
+                        least_ms
+                    },
+                    detail,
+                )
             }
             Err(error) => (f64::NAN, format!("{detail}; {error:#}")),
         };

@@ -1,6 +1,7 @@
 //! Stops that nobody announced.
 
-use super::paused::{Telling, TellingError};
+use super::Case;
+use super::paused::Telling;
 use crate::control::{Accounts, Adjustment};
 use crate::dialogue::Dialogue;
 use crate::guest::Guest;
@@ -17,8 +18,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What the error that a record states may be: what pvtime-kvm promises on a host whose CPUs run, and
 /// what the emulator may add by not running on either side of a stop.
-const BOUND_MS: f64 = 60.0;
-const EMULATOR_MS: f64 = 20.0;
+const BOUND_MS: f64 = 70.0;
+const EMULATOR_MS: f64 = 10.0;
 
 /// A stop at least this long is always noticed, and one at most that long never.
 const NOTICED: Duration = Duration::from_millis(100);
@@ -63,13 +64,13 @@ impl Stops {
         dialogue: &mut Dialogue,
         host: &mut Host,
         stage: &mut Stage,
-        turns: Turns,
+        (case, turns): (Case, Turns),
     ) -> Result<Self> {
         let mut random = Random::new();
         stage.note(&format!("seed {:#x}", random.0));
         let planned = turns.sleeps + turns.freezes;
         let mut made = Vec::new();
-        let told_before = Telling::of(guest, dialogue, host)?;
+        let told_before = Telling::of(guest, dialogue, host, case)?;
         let accounts_before = guest.ledger(host)?;
         for turn in 0..turns.sleeps.max(turns.freezes) {
             let (number, name) = (made.len() + 1, guest.name());
@@ -91,7 +92,7 @@ impl Stops {
             guest: guest.name(),
             made,
             accounts: [accounts_before, accounts_after],
-            told: [told_before, Telling::of(guest, dialogue, host)?],
+            told: [told_before, Telling::of(guest, dialogue, host, case)?],
             is_quiet: false,
         })
     }
@@ -107,14 +108,14 @@ impl Stops {
         };
         let backwards = self.made.iter().map(|it| it.backwards_steps).sum();
         let [before, after] = &self.told;
-        let (told_ns, hidden_ns) = (after.told_ns(before), self.hidden_ns());
-        let error = after.error(before).map(|it| vec![it]);
+        let told_ns = after.paused.paused_ns - before.paused.paused_ns;
+        let hidden_ns = self.hidden_ns();
         let most = Limit::AtMost;
         let mut checks = vec![
             check("backwards_steps", count(backwards), none, "steps")
                 .with_detail(self.circumstances()),
             check("stops_missed", stops_that(&Stop::is_missed), none, "stops"),
-            TellingError::check(error, self.is_quiet, self.guest),
+            after.check(before, self.made.len(), self.is_quiet, self.guest),
             check(
                 "told_beside_hidden_ns",
                 count(told_ns.abs_diff(hidden_ns)),

@@ -1,7 +1,7 @@
 //! Sleeps that were announced.
 
 use super::Case;
-use super::paused::{Telling, TellingError};
+use super::paused::{Telling, paused};
 use crate::control::Adjustment;
 use crate::dialogue::Dialogue;
 use crate::guest::Guest;
@@ -13,7 +13,7 @@ use crate::scenarios::view::records;
 use crate::scenarios::watch::{ms, worst};
 use anyhow::{Context, Result};
 use guest_protocol::Workload;
-use guest_protocol::report::{Program, Spin};
+use guest_protocol::report::{PausedTime, Program, Spin};
 use lab_agent::message::Stopped;
 
 const SECONDS: u32 = 4;
@@ -22,6 +22,8 @@ const SECONDS: u32 = 4;
 pub struct Sleeps {
     guest: &'static str,
     made: Vec<Sleep>,
+    /// What the guest said before the first and after the last.
+    told: [Telling; 2],
     /// Whether gaps are judged.
     pub is_quiet: bool,
 }
@@ -34,8 +36,8 @@ struct Sleep {
     others: Vec<Adjustment>,
     /// What its host's clocks had of it.
     asleep: Stopped,
-    before: Telling,
-    after: Telling,
+    /// What the guest read before and after.
+    paused: [PausedTime; 2],
     /// What the spinning vCPU saw; none where every vCPU waits for interrupts.
     pause: Option<Pause>,
 }
@@ -49,14 +51,16 @@ impl Sleeps {
         stage: &mut Stage,
         (case, count): (Case, usize),
     ) -> Result<Self> {
+        let before = Telling::of(guest, dialogue, host, case)?;
         let mut made = Vec::new();
         for number in 1..=count {
             stage.step(&format!("sleep under {}: {number} of {count}", case.name));
-            made.push(Sleep::make(guest, dialogue, host, case.last)?);
+            made.push(Sleep::make(guest, host, case.last)?);
         }
         Ok(Self {
             guest: case.name,
             made,
+            told: [before, Telling::of(guest, dialogue, host, case)?],
             is_quiet: false,
         })
     }
@@ -68,9 +72,9 @@ impl Sleeps {
         };
         let none = Limit::Equals(0.0);
         let sum = |figure: fn(&Sleep) -> u64| count(self.made.iter().map(figure).sum());
-        let errors = self.made.iter().map(|it| it.after.error(&it.before));
+        let ([before, after], sleeps) = (&self.told, self.made.len());
         let mut checks = vec![
-            TellingError::check(errors.collect(), self.is_quiet, &self.circumstances()),
+            after.check(before, sleeps, self.is_quiet, &self.circumstances()),
             check(
                 "told_beside_hidden_ns",
                 sum(Sleep::told_beside_hidden_ns),
@@ -79,7 +83,7 @@ impl Sleeps {
             ),
             check(
                 "pauses_told_beside_one",
-                sum(|it| (it.after.paused.events - it.before.paused.events).abs_diff(1)),
+                sum(|it| (it.paused[1].events - it.paused[0].events).abs_diff(1)),
                 none,
                 "pauses",
             ),
@@ -141,13 +145,8 @@ impl Sleeps {
 }
 
 impl Sleep {
-    fn make(
-        guest: &mut Guest,
-        dialogue: &mut Dialogue,
-        host: &mut Host,
-        last: Workload,
-    ) -> Result<Self> {
-        let before = Telling::of(guest, dialogue, host)?;
+    fn make(guest: &mut Guest, host: &mut Host, last: Workload) -> Result<Self> {
+        let before = paused(guest, host)?;
         let past = records(guest, host)?.len();
         let mut asleep = None;
         let mut sleep = |host: &mut Host| {
@@ -163,7 +162,7 @@ impl Sleep {
             sleep(host)?;
             (stop, guest.finish_sleep(host)?, None)
         };
-        let after = Telling::of(guest, dialogue, host)?;
+        let after = paused(guest, host)?;
         let mut others = records(guest, host)?.split_off(past);
         others.retain(|it| *it != stop && *it != resume);
         Ok(Self {
@@ -171,14 +170,14 @@ impl Sleep {
             resume,
             others,
             asleep: asleep.context("the host slept")?,
-            before,
-            after,
+            paused: [before, after],
             pause,
         })
     }
 
     fn told_beside_hidden_ns(&self) -> u64 {
-        let told_ns = self.after.told_ns(&self.before);
+        let [before, after] = &self.paused;
+        let told_ns = after.paused_ns - before.paused_ns;
         told_ns.abs_diff(self.resume.hidden_ns)
     }
 
