@@ -16,9 +16,11 @@
 //! What a guest misses over a frozen pause is the time from its last instruction to the reading of
 //! its counter, and from the counter's setting to its next instruction. So whatever else there is to
 //! do is done outside these two: members say that they are out before they do their accounts, and do
-//! them again before the counter is set; and nobody sleeps who waits for a moment only.
+//! them again before the counter is set; those who run leave last, when nobody else has to leave any
+//! more; and nobody sleeps who waits for a moment only.
 
 mod member;
+mod running;
 
 pub use member::{Member, Passing};
 
@@ -40,6 +42,10 @@ use crate::sleep::Lease;
 /// wake-up would be longer than the wait. Where others do run it sleeps soon, since what it waits for
 /// the CPU then counts as stolen from its vCPU.
 const LOOKING: Duration = Duration::from_micros(50);
+
+/// The same for members that ran when the gate was closed, and for whoever waits for them: each has a
+/// CPU, and a wake-up would be part of what the guest misses.
+const LOOKING_ON_OWN_CPU: Duration = Duration::from_millis(1);
 
 /// What a member is asked to do on its vCPU while it waits.
 type Job<C> = Box<dyn FnOnce(&mut C) + Send>;
@@ -84,11 +90,23 @@ enum Place {
     Ready,
 }
 
+/// When members leave the guest, and get ready to enter it, by where they were as the gate was closed.
+/// Those who did not run miss nothing by leaving first, and would hold up those who ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Turn {
+    /// It did not run.
+    First,
+    /// It may have run.
+    Last,
+}
+
 /// A thread that has joined and not left.
 struct MemberState<C> {
     index: usize,
     thread: Pid,
     place: Place,
+    /// When it leaves the guest and gets ready to enter it, among the others.
+    turn: Turn,
     job: Option<Job<C>>,
 }
 
@@ -98,12 +116,14 @@ impl<C> std::fmt::Debug for MemberState<C> {
             index,
             thread,
             place,
+            turn,
             job,
         } = self;
         f.debug_struct("MemberState")
             .field("index", index)
             .field("thread", thread)
             .field("place", place)
+            .field("turn", turn)
             .field("job", &job.is_some())
             .finish()
     }
@@ -197,6 +217,7 @@ impl<C> Gate<C> {
         let mut state = self.lock();
         let was_open = state.position == Position::Open;
         if was_open {
+            state.set_turns();
             self.set(&mut state, Position::Closed);
         }
         let (mut state, closed) = self.await_members(state, limit);
@@ -211,22 +232,25 @@ impl<C> Gate<C> {
         Ok(result)
     }
 
+    /// Takes every member out of the guest, in its turn.
     fn await_members<'a>(
         &'a self,
         mut state: MutexGuard<'a, State<C>>,
         limit: Duration,
     ) -> (MutexGuard<'a, State<C>>, Result<(), CloseError>) {
-        if let Err(error) = self.kick_all(&state) {
-            return (state, Err(error));
-        }
         let deadline = Instant::now() + limit;
-        while let Some(late) = state.away() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let index = late.index;
-                return (state, Err(CloseError::Stuck { index, limit }));
+        while let Some(turn) = state.next_turn(Place::Away) {
+            if let Err(error) = self.kick(&state, turn) {
+                return (state, Err(error));
             }
-            state = self.wait(state, left, LOOKING);
+            while let Some(late) = state.away(turn) {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    let index = late.index;
+                    return (state, Err(CloseError::Stuck { index, limit }));
+                }
+                state = self.wait(state, left, turn.looking());
+            }
         }
         (state, Ok(()))
     }
@@ -294,7 +318,7 @@ impl<C> Gate<C> {
         let mut state = self.lock();
         self.set(&mut state, Position::Stopped);
         // A thread that cannot be kicked leaves the guest by itself at its next exit.
-        let _ = self.kick_all(&state);
+        let _ = self.kick(&state, Turn::Last);
     }
 
     /// Does `job` on the vCPU of each member, on the member's own thread, and returns the results
@@ -306,7 +330,7 @@ impl<C> Gate<C> {
         let job = Arc::new(job);
         let (sender, results) = mpsc::channel();
         let mut state = self.lock();
-        if !state.position.is_closed() || state.away().is_some() {
+        if !state.position.is_closed() || state.is_any(Place::Away) {
             return None;
         }
         for member in &mut state.members {
@@ -360,8 +384,9 @@ impl<C> Gate<C> {
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    fn kick_all(&self, state: &State<C>) -> Result<(), CloseError> {
-        for member in state.members.iter().filter(|it| it.place == Place::Away) {
+    /// Kicks the members whose turn it is, or was.
+    fn kick(&self, state: &State<C>, turn: Turn) -> Result<(), CloseError> {
+        for member in state.members_at(Place::Away).filter(|it| it.turn <= turn) {
             kick::kick(member.thread, self.signal).map_err(|source| CloseError::Kick {
                 index: member.index,
                 signal: self.signal,
@@ -377,15 +402,44 @@ impl<C> Gate<C> {
 }
 
 impl<C> State<C> {
-    /// A member that is not at the gate, if there is one; a stopped gate waits for nobody.
-    fn away(&self) -> Option<&MemberState<C>> {
-        let mut members = self.members.iter();
-        let late = members.find(|member| member.place == Place::Away);
-        late.filter(|_| self.position != Position::Stopped)
+    /// A member that is not at the gate although it was its turn, if there is one.
+    fn away(&self, turn: Turn) -> Option<&MemberState<C>> {
+        self.next_turn(Place::Away)?;
+        self.members_at(Place::Away).find(|it| it.turn <= turn)
+    }
+
+    /// Whose turn it is to leave a place; nobody's at a stopped gate.
+    fn next_turn(&self, place: Place) -> Option<Turn> {
+        let next = self.members_at(place).map(|it| it.turn).min();
+        next.filter(|_| self.position != Position::Stopped)
+    }
+
+    fn members_at(&self, place: Place) -> impl Iterator<Item = &MemberState<C>> {
+        self.members.iter().filter(move |it| it.place == place)
+    }
+
+    fn set_turns(&mut self) {
+        for member in &mut self.members {
+            member.turn = if running::may_run(member.thread) {
+                Turn::Last
+            } else {
+                Turn::First
+            };
+        }
     }
 
     fn is_any(&self, place: Place) -> bool {
-        self.members.iter().any(|member| member.place == place)
+        self.members_at(place).next().is_some()
+    }
+}
+
+impl Turn {
+    /// How long to look before sleeping, for a member or whoever waits for it.
+    fn looking(self) -> Duration {
+        match self {
+            Self::First => LOOKING,
+            Self::Last => LOOKING_ON_OWN_CPU,
+        }
     }
 }
 

@@ -248,8 +248,12 @@ impl Seen {
         let held_up = self.pauses.iter().map(|it| it.held_up.as_secs_f64() * 1e3);
         let held_up = median(held_up.collect());
         let known = self.pauses.iter().filter(|it| it.is_gap_known()).count();
+        let sides: Vec<_> = self.pauses.iter().filter_map(Pause::sides_us).collect();
+        let of = |side: fn(&(f64, f64)) -> f64| median(sides.iter().map(side).collect());
+        let (before, after) = (of(|it| it.0), of(|it| it.1));
         let circumstances = format!(
-            "{}; {gaps:.0?}; {known} of {} known, others bounded; around a pause the emulator waited \
+            "{}; {gaps:.0?}; {before:.0} before and {after:.0} after at the median, with what was \
+             stolen; {known} of {} known, others bounded; around a pause the emulator waited \
              {held_up:.0} ms for CPUs at the median",
             self.case.name,
             self.pauses.len(),

@@ -16,6 +16,9 @@ use guest_protocol::{Action, Workload};
 use std::borrow::Borrow;
 use std::time::{Duration, Instant};
 
+/// How long after a resumption every vCPU is where it was before the pause.
+const SETTLING: Duration = Duration::from_millis(100);
+
 /// One pause, and what was asked just before and just after it.
 pub struct Pause {
     /// This long the lab kept the guest paused, and at most that long the pause can have been.
@@ -68,6 +71,8 @@ impl Pause {
         let least = stopped.elapsed();
         let resume = resume(guest, host)?;
         let most = asked.elapsed();
+        // Commands take CPUs, from vCPUs too that are just going back to rest.
+        sleep(SETTLING)?;
         let held_up = host.held_up()?.saturating_sub(held_up);
         let after = guest.status(host)?;
         let spins = guest.spins(host)?;
@@ -127,6 +132,21 @@ impl Pause {
     pub fn is_gap_known(&self) -> bool {
         let stop = self.stop.after.guest;
         self.spins.iter().all(|spin| spin.gap_over(stop).is_some())
+    }
+
+    /// How much of the step over the pause was before the stop and after the resumption, the most of
+    /// all spinning vCPUs; none where the step is not known.
+    pub fn sides_us(&self) -> Option<(f64, f64)> {
+        let (stop, resume) = (self.stop.after.guest, self.resume.after.guest);
+        let sides = self.spins.iter().map(|spin| {
+            let gap = spin.gap_over(stop)?;
+            let before = stop.checked_sub(gap.start)?;
+            let after = (gap.start + gap.ticks).checked_sub(resume)?;
+            Some((ms(self.ns(before)) * 1e3, ms(self.ns(after)) * 1e3))
+        });
+        let sides: Vec<_> = sides.collect::<Option<_>>()?;
+        let most = |side: fn(&(f64, f64)) -> f64| worst(sides.iter().map(side));
+        Some((most(|it| it.0), most(|it| it.1)))
     }
 
     /// Reads below an earlier one, of the same vCPU or of another.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::thread::gettid;
 
-use super::{Gate, ImmediateExit, Job, LOOKING, MemberState, Place, Position, State};
+use super::{Gate, ImmediateExit, Job, MemberState, Place, Position, State, Turn};
 use crate::kick::Armed;
 
 /// What a member is told when it passes.
@@ -74,6 +74,7 @@ impl<C> Member<C> {
             index,
             thread: gettid(),
             place: Place::Away,
+            turn: Turn::Last,
             job: None,
         };
         state.members.push(member);
@@ -144,6 +145,7 @@ impl<C> Member<C> {
         let mut state = self.gate.lock();
         loop {
             let position = state.position;
+            let next = state.next_turn(Place::Waiting);
             let member = state.member(self.index);
             // It was about to pass: it has arrived again before it does anything else, so that
             // whoever closed the gate finds its accounts done.
@@ -159,13 +161,14 @@ impl<C> Member<C> {
                 (Position::Open, Place::Waiting) if !self.gate.lease.has_ended() => {
                     return Task::GetReady;
                 }
-                (Position::Opening, Place::Waiting) => return Task::GetReady,
+                (Position::Opening, Place::Waiting) if Some(member.turn) == next => {
+                    return Task::GetReady;
+                }
                 _ => {
                     // Who stays leaves the CPU to the others.
-                    let looking = if member.place == Place::Ready {
-                        LOOKING
-                    } else {
-                        Duration::ZERO
+                    let looking = match member.place {
+                        Place::Ready => member.turn.looking(),
+                        _ => Duration::ZERO,
                     };
                     state = self.gate.wait(state, Duration::MAX, looking);
                     continue;

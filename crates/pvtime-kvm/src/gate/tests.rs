@@ -107,6 +107,73 @@ fn no_guest_instruction_runs_while_the_gate_is_closed() {
     assert!(entries >= 200, "{entries} entries");
 }
 
+/// What members did, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Did {
+    Enter,
+    Leave,
+    GetReady,
+}
+
+#[test]
+fn members_leave_the_guest_and_get_ready_in_their_turns() {
+    let gate = open_gate();
+    let guest = Arc::new(Guest::default());
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let threads: Vec<_> = (0..3)
+        .map(|index| {
+            let (gate, guest, log) = (Arc::clone(&gate), Arc::clone(&guest), Arc::clone(&log));
+            let does = move |what| log.lock().unwrap().push((what, index));
+            let passes = does.clone();
+            thread::spawn(move || {
+                let watch = move |passing, _: &FakeVcpu| {
+                    if passing == Passing::Leaves {
+                        passes(Did::GetReady);
+                    }
+                };
+                let member = Member::join(&gate, index, watch, || None).unwrap();
+                let mut vcpu = FakeVcpu::default();
+                let run = |vcpu: &mut FakeVcpu| {
+                    does(Did::Enter);
+                    guest.run(vcpu);
+                    does(Did::Leave);
+                };
+                while member.enter(&mut vcpu, run).is_some() {}
+            })
+        })
+        .collect();
+    let who = |did| {
+        let log = log.lock().unwrap();
+        let those = log.iter().filter(|it| it.0 == did).map(|it| it.1);
+        those.collect::<Vec<usize>>()
+    };
+    for last in [1, 0, 2] {
+        wait_until(|| who(Did::Enter).len() == 3);
+        log.lock().unwrap().clear();
+        let mut state = gate.lock();
+        for member in &mut state.members {
+            member.turn = if member.index == last {
+                Turn::Last
+            } else {
+                Turn::First
+            };
+        }
+        gate.set(&mut state, Position::Closed);
+        let (state, left) = gate.await_members(state, LIMIT);
+        drop(state);
+        left.unwrap();
+        gate.open();
+        for did in [Did::Leave, Did::GetReady] {
+            let who = who(did);
+            assert_eq!((who.len(), who[2]), (3, last), "{did:?}: {who:?}");
+        }
+    }
+    gate.stop();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
 #[test]
 fn jobs_are_done_by_every_member_and_only_at_a_closed_gate() {
     let gate = open_gate();
