@@ -43,6 +43,8 @@ pub struct Stops {
     accounts: [Vec<Accounts>; 2],
     /// What the guest said at these times.
     told: [Telling; 2],
+    /// What the VMM noticed from the former to the latter, of any stop or of none.
+    records: Vec<Adjustment>,
     /// Whether what the emulator adds is judged.
     pub is_quiet: bool,
 }
@@ -70,6 +72,7 @@ impl Stops {
         stage.note(&format!("seed {:#x}", random.0));
         let planned = turns.sleeps + turns.freezes;
         let mut made = Vec::new();
+        let past = records(guest, host)?.len();
         let told_before = Telling::of(guest, dialogue, host, case)?;
         let accounts_before = guest.ledger(host)?;
         for turn in 0..turns.sleeps.max(turns.freezes) {
@@ -88,11 +91,13 @@ impl Stops {
             }
         }
         let accounts_after = guest.ledger(host)?;
+        let told_after = Telling::of(guest, dialogue, host, case)?;
         Ok(Self {
             guest: guest.name(),
             made,
             accounts: [accounts_before, accounts_after],
-            told: [told_before, Telling::of(guest, dialogue, host, case)?],
+            told: [told_before, told_after],
+            records: sleeps_after(past, guest, host)?,
             is_quiet: false,
         })
     }
@@ -137,6 +142,8 @@ impl Stops {
         };
         let largest = |figure: fn(&Stop) -> f64| worst(self.made.iter().map(figure));
         let wrongly = self.made.iter().filter(|it| it.is_noticed_wrongly());
+        let of_stops: usize = self.made.iter().map(|it| it.records.len()).sum();
+        let wrongly = wrongly.count() + self.records.len().abs_diff(of_stops);
         let (none, most) = (Limit::Equals(0.0), Limit::AtMost);
         let bound = most(BOUND_MS + EMULATOR_MS);
         let beyond = largest(|it| it.gap_ms - it.bound_ms());
@@ -144,12 +151,7 @@ impl Stops {
             check("gap_beyond_its_bound_ms", beyond, most(0.0), "ms"),
             check("counter_gap_ms", largest(|it| it.gap_ms), bound, "ms"),
             check("inferred_error_ms", largest(Stop::bound_ms), bound, "ms"),
-            check(
-                "noticed_wrongly",
-                count(wrongly.count() as u64),
-                none,
-                "stops",
-            ),
+            check("noticed_wrongly", count(wrongly as u64), none, "stops"),
             // On a busy machine threads that wait for each other are in no account.
             check("residual_percent", self.residual_percent(), most(2.0), "%"),
         ]
@@ -174,14 +176,12 @@ impl Stops {
 
     /// What the records took out of the counters.
     fn hidden_ns(&self) -> u64 {
-        let records = self.made.iter().flat_map(|it| &it.records);
-        records.map(|record| record.hidden_ns).sum()
+        self.records.iter().map(|record| record.hidden_ns).sum()
     }
 
     /// What of the stops in the records is not in a vCPU's account of them, the most of all vCPUs.
     fn unaccounted_ms(&self) -> f64 {
-        let records = self.made.iter().flat_map(|it| &it.records);
-        let gaps = records.filter_map(|record| record.gap.as_ref());
+        let gaps = self.records.iter().filter_map(|it| it.gap.as_ref());
         let recorded_ns: i128 = gaps.map(|gap| gap.ns).sum();
         let [before, after] = &self.accounts;
         let of = |(before, after): (&Accounts, &Accounts)| {
@@ -214,8 +214,7 @@ impl Stop {
         let length = Duration::from_nanos(stop(host)?);
         sleep(AFTERWARDS)?;
         let spins = guest.spins(host)?;
-        let mut records = records(guest, host)?.split_off(past);
-        records.retain(|it| it.event == "host sleep");
+        let records = sleeps_after(past, guest, host)?;
         let hz = host.facts().counter_frequency_hz.context("no frequency")?;
         let gaps = spins.iter().map(|spin| gap_ms(spin, &records, hz));
         Ok(Self {
@@ -249,6 +248,13 @@ impl Stop {
         let most = usize::from(self.length > NOT_NOTICED);
         self.records.len() > most
     }
+}
+
+/// What the VMM noticed after so many records.
+fn sleeps_after(past: usize, guest: &Guest, host: &mut Host) -> Result<Vec<Adjustment>> {
+    let mut records = records(guest, host)?.split_off(past);
+    records.retain(|it| it.event == "host sleep");
+    Ok(records)
 }
 
 /// The step of a spinning vCPU over a stop, less what was stolen within it; its largest step where the
@@ -289,5 +295,80 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0 % end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const HZ: u64 = 1_000_000;
+
+    /// A stop that is noticed, by which the counter was set to this count.
+    fn record(count: u64, error_ns: u64) -> Adjustment {
+        let counters = json!({ "host": 9, "guest": count, "frequency_hz": HZ });
+        let record = json!({
+            "sequence": 2, "wall_ns": 7, "event": "host sleep", "policy": "freeze",
+            "gap": { "ns": 1_000_000, "error_ns": error_ns }, "hidden_ns": 1_000_000,
+            "shown_ticks": null, "before": counters, "after": counters, "live": null,
+            "unanswered_ms": null,
+        });
+        serde_json::from_value(record).unwrap()
+    }
+
+    fn is(figure: f64, want: f64) -> bool {
+        (figure - want).abs() < 1e-9
+    }
+
+    #[test]
+    fn a_gap_is_the_step_over_its_own_stop_less_what_was_stolen_in_it() {
+        let mut spin = Spin::default();
+        let gap = |start, ticks, stolen_ns| SpinGap {
+            start,
+            ticks,
+            stolen_ns,
+        };
+        let gaps = [
+            gap(500_000, 90_000, 0),
+            gap(100_000, 62_000, 5_000_000),
+            gap(300_000, 3_000, 0),
+        ];
+        spin.largest_gaps.fill(gap(700_000, 2_000, 0));
+        spin.largest_gaps[..3].copy_from_slice(&gaps);
+        assert!(is(gap_ms(&spin, &[record(161_000, 1)], HZ), 57.0));
+        assert!(is(gap_ms(&spin, &[record(100_000, 1)], HZ), 57.0));
+        // It was no larger than the smallest that is kept.
+        assert!(is(gap_ms(&spin, &[record(162_000, 1)], HZ), 2.0));
+        assert!(is(gap_ms(&spin, &[], HZ), 90.0));
+    }
+
+    #[test]
+    fn each_stop_is_judged_by_its_own_record() {
+        let stop = |length_ms, records: &[Adjustment]| Stop {
+            length: Duration::from_millis(length_ms),
+            records: records.to_vec(),
+            gap_ms: 0.0,
+            backwards_steps: 0,
+        };
+        let noticed = record(5, 61_000_000);
+        let one = stop(500, std::slice::from_ref(&noticed));
+        assert!(is(one.bound_ms(), 61.0));
+        assert!(is(stop(40, &[]).bound_ms(), BOUND_MS));
+        for (length_ms, records, missed, wrongly) in [
+            (500, 1, false, false),
+            (500, 0, true, false),
+            (500, 2, false, true),
+            (60, 0, false, false),
+            (60, 1, false, false),
+            (40, 1, false, true),
+        ] {
+            let stop = stop(length_ms, &vec![noticed.clone(); records]);
+            assert_eq!(
+                (stop.is_missed(), stop.is_noticed_wrongly()),
+                (missed, wrongly),
+                "{length_ms} ms, {records} records"
+            );
+        }
     }
 }

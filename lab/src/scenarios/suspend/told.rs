@@ -13,7 +13,7 @@ use crate::scenarios::view::records;
 use crate::scenarios::watch::{ms, worst};
 use anyhow::{Context, Result};
 use guest_protocol::Workload;
-use guest_protocol::report::{PausedTime, Program, Spin};
+use guest_protocol::report::{PausedTime, Program, Spin, SpinGap};
 use lab_agent::message::Stopped;
 
 const SECONDS: u32 = 4;
@@ -185,20 +185,45 @@ impl Sleep {
         self.resume.after.guest.wrapping_sub(self.stop.after.guest)
     }
 
-    /// Steps over the stop to a count that lies nearer to where the counter would be, had nothing been
-    /// done, than to what it was set to. Whoever reads between the wake-up and the correction reads
-    /// the former, to within the moment that this takes, and after it the latter.
     fn stale(&self, spins: &[Spin]) -> u64 {
         let set_to = self.resume.after.guest;
         let passed = self.resume.after.host.wrapping_sub(self.stop.after.host);
-        let is_stale = |spin: &&Spin| {
-            let step = spin.gap_over(self.stop.after.guest);
-            step.is_some_and(|step| step.start + step.ticks >= set_to + passed / 2)
-        };
-        spins.iter().filter(is_stale).count() as u64
+        let steps = spins.iter();
+        let steps = steps.filter_map(|spin| spin.gap_over(self.stop.after.guest));
+        steps.filter(|step| is_stale(step, set_to, passed)).count() as u64
     }
+}
+
+/// Whether a step over a stop ends at a count that lies nearer to where the counter would be after all
+/// the ticks that passed, had nothing been done, than to what it was set to. Whoever reads between the
+/// wake-up and the correction reads the former, to within what this takes, and after it the latter.
+fn is_stale(step: &SpinGap, set_to: u64, passed: u64) -> bool {
+    step.start + step.ticks >= set_to + passed / 2
 }
 
 fn count(figure: u64) -> f64 {
     u32::try_from(figure).map_or(f64::INFINITY, f64::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_that_nobody_corrected_is_stale() {
+        let step_to = |count: u64| SpinGap {
+            start: 1_000,
+            ticks: count - 1_000,
+            stolen_ns: 0,
+        };
+        // The counter stopped at 1,010 for 100,000 ticks, and was set to go on from there.
+        for (count, stale) in [
+            (1_011, false),
+            (3_000, false),
+            (99_500, true),
+            (101_010, true),
+        ] {
+            assert_eq!(is_stale(&step_to(count), 1_010, 100_000), stale, "{count}");
+        }
+    }
 }
