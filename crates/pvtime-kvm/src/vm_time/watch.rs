@@ -23,11 +23,10 @@ const TURN: Duration = Duration::from_secs(1);
 
 /// The clocks are looked at every so many beats: often enough that a sleep is told from the drift of
 /// two clocks, and seldom enough to cost nothing.
+///
+/// The vCPUs' threads are at each: what one waited or halted since then may have been before a stop,
+/// and is not hidden with it, so that it has to be less than what is left of the lease then.
 const LOOK_EVERY: u32 = 20;
-
-/// And the vCPUs' threads: what one waited or halted since then may have been before a stop, and is
-/// not hidden with it, so that it has to be less than what is left of the lease then.
-const LOOK_AT_THREADS_EVERY: u32 = 2;
 
 /// A VM's watch.
 #[derive(Debug, Default)]
@@ -114,8 +113,7 @@ impl Watcher {
 
     fn look_now_and_then(&mut self, time: &VmTime) -> Result<(), Error> {
         self.beats = self.beats.wrapping_add(1);
-        let due = self.beats.is_multiple_of(LOOK_AT_THREADS_EVERY);
-        let Some(mut state) = due.then(|| time.state.try_lock().ok()).flatten() else {
+        let Ok(mut state) = time.state.try_lock() else {
             return Ok(());
         };
         if !state.timeline.is_running() {
