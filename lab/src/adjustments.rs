@@ -255,6 +255,7 @@ mod tests {
             after: counters(at_ms + shown_ms),
             live: None,
             unanswered_ms: None,
+            unfinished_ms: None,
         }
     }
 

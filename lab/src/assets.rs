@@ -2,6 +2,7 @@
 
 use crate::initramfs::Initramfs;
 use crate::machine::{HostSpec, Place};
+use crate::userland;
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -24,8 +25,7 @@ const NETWORK_MODULES: [&str; 3] = [
     "drivers/net/virtio_net",
 ];
 
-/// What makes input devices of the keys that `pvtime run --suspend-guest` gives a guest, in the order
-/// of their names.
+/// What makes input devices of the keys that `pvtime run --suspend-guest` gives a guest.
 const KEY_MODULES: [&str; 2] = ["drivers/input/evdev", "drivers/input/keyboard/gpio_keys"];
 
 /// Files of this machine that hosts and guests are made of.
@@ -35,9 +35,11 @@ pub struct Assets {
     pub host_kernel: PathBuf,
     /// Image of the Linux guests.
     pub guest_kernel: PathBuf,
-    /// Image of Linux guests that are to see keys, with its modules where Debian's packages have
-    /// them; Debian's cloud kernel has no driver for keys.
+    /// Image of Debian guests, with its modules where Debian's packages have them; the cloud kernel has
+    /// no driver for keys.
     pub key_kernel: Option<PathBuf>,
+    /// Folder with the unpacked packages of Debian guests.
+    pub userland: Option<PathBuf>,
     /// Folder with the static arm64 programs: `lab-agent`, `pvtime`, the guest's `init`, and the
     /// bare-metal guest.
     pub programs: PathBuf,
@@ -111,27 +113,30 @@ impl Assets {
         modules.map(|name| module(&folder, name)).collect()
     }
 
-    /// The kernel for guests that are to see keys, and the archive of its guest: the program and the
-    /// modules.
+    /// The kernel and the initramfs of a Debian guest.
     ///
     /// # Errors
-    /// When there is none, or it lacks a module.
-    pub fn key_guest(&self) -> Result<(PathBuf, Vec<u8>)> {
-        let kernel = self.key_kernel.clone().context(
-            "no kernel with gpio_keys: run `cargo xtask lab run`, which fetches one, or name an \
-             arm64 Image beside its modules with PVTIME_LAB_KEY_KERNEL",
-        )?;
+    /// When one of its parts is not there, or lacks something.
+    pub fn debian_guest(&self) -> Result<(PathBuf, Vec<u8>)> {
+        let missing = "run `cargo xtask lab run`, which fetches one, or name";
+        let kernel = self.key_kernel.clone().with_context(|| {
+            format!(
+                "no kernel with gpio_keys: {missing} an arm64 Image beside its modules with \
+                 PVTIME_LAB_KEY_KERNEL"
+            )
+        })?;
         check_image(&kernel, "PVTIME_LAB_KEY_KERNEL")?;
-        let folder = modules_of(&kernel)
+        let modules = modules_of(&kernel)
             .with_context(|| format!("{} is not named vmlinuz-RELEASE", kernel.display()))?;
-        let mut archive = Initramfs::default();
-        archive.add_file("init", 0o755, &self.program(GUEST_PROGRAM)?)?;
-        for name in KEY_MODULES {
-            let path = module(&folder, name)?;
-            let file = path.file_name().unwrap_or_default().to_string_lossy();
-            archive.add_file(&format!("modules/{file}"), 0o644, &path)?;
-        }
-        Ok((kernel, archive.finish()?))
+        let packages = self.userland.as_ref().with_context(|| {
+            format!(
+                "no Debian system for a guest: {missing} a folder with its unpacked arm64 packages \
+                 with PVTIME_LAB_USERLAND"
+            )
+        })?;
+        let modules = KEY_MODULES.map(|name| module(&modules, name));
+        let modules: Vec<_> = modules.into_iter().collect::<Result<_>>()?;
+        Ok((kernel, userland::archive(packages, &modules)?))
     }
 
     /// The archive whose init is the Linux guest program.

@@ -74,9 +74,12 @@ pub struct Machines {
     /// The guests' kernel; the hosts' if it is not given.
     #[arg(long, env = "PVTIME_LAB_GUEST_KERNEL", value_name = "IMAGE")]
     guest_kernel: Option<PathBuf>,
-    /// The kernel of guests that are to see keys, as a package has it beside its modules.
+    /// The kernel of Debian guests, with drivers for keys, as a package has it beside its modules.
     #[arg(long, env = "PVTIME_LAB_KEY_KERNEL", value_name = "IMAGE")]
     key_kernel: Option<PathBuf>,
+    /// Folder with the unpacked arm64 packages of Debian guests.
+    #[arg(long, env = "PVTIME_LAB_USERLAND", value_name = "FOLDER")]
+    userland: Option<PathBuf>,
     /// Folder of the static arm64 programs.
     #[arg(
         long,
@@ -132,6 +135,7 @@ impl Machines {
             host_kernel: kernel.clone(),
             guest_kernel: self.guest_kernel.as_ref().unwrap_or(kernel).clone(),
             key_kernel: self.key_kernel.clone(),
+            userland: self.userland.clone(),
             programs: self.programs.clone(),
             qemu: self.qemu.clone(),
             qemu_ecv: self.qemu_ecv.clone(),

@@ -32,6 +32,8 @@ pub struct Adjustment {
     pub live: Option<Live>,
     /// For how long its guest was asked in vain to suspend itself, before the VM was paused.
     pub unanswered_ms: Option<u64>,
+    /// For how long nobody said that an announced sleep was over, until the VM went on by itself.
+    pub unfinished_ms: Option<u64>,
 }
 
 /// Live physical time at one intervention.

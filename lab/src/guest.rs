@@ -57,13 +57,13 @@ pub fn host_spec(name: &'static str, assets: &Assets, logs: &Path) -> Result<Hos
     })
 }
 
-/// The same, and what Linux guests that are to see keys boot.
+/// The same, and what Debian guests boot.
 ///
 /// # Errors
-/// As [`host_spec`], and when there is no kernel for them.
-pub fn host_spec_with_keys(name: &'static str, assets: &Assets, logs: &Path) -> Result<HostSpec> {
-    let (kernel, archive) = assets.key_guest()?;
-    let initramfs = logs.join("key-guest.cpio");
+/// As [`host_spec`], and when there is no kernel or no packages for them.
+pub fn host_spec_with_debian(name: &'static str, assets: &Assets, logs: &Path) -> Result<HostSpec> {
+    let (kernel, archive) = assets.debian_guest()?;
+    let initramfs = logs.join("debian.cpio");
     fs::write(&initramfs, archive)
         .with_context(|| format!("cannot write {}", initramfs.display()))?;
     let mut spec = host_spec(name, assets, logs)?;
@@ -71,7 +71,7 @@ pub fn host_spec_with_keys(name: &'static str, assets: &Assets, logs: &Path) -> 
         name: name.to_owned(),
         from,
     };
-    let more = [file("key-Image", kernel), file("key-guest.cpio", initramfs)];
+    let more = [file("debian-Image", kernel), file("debian.cpio", initramfs)];
     spec.files.extend(more);
     Ok(spec)
 }
@@ -81,8 +81,9 @@ pub fn host_spec_with_keys(name: &'static str, assets: &Assets, logs: &Path) -> 
 pub enum GuestImage {
     /// Linux, with the program of `guest/linux` as its init.
     Linux,
-    /// Linux with drivers for keys, on a host of [`host_spec_with_keys`].
-    LinuxWithKeys,
+    /// Debian's own system, without a program of ours, on a host of [`host_spec_with_debian`]; there is a
+    /// shell at its second serial port.
+    Debian,
     /// The bare-metal guest, `guest/el1`.
     El1,
 }
@@ -155,7 +156,7 @@ impl Guest {
     pub fn start(spec: &GuestSpec, host: &mut Host) -> Result<Self> {
         let (kernel, initramfs) = match spec.image {
             GuestImage::Linux => ("Image", Some(host.path_of("guest.cpio")?)),
-            GuestImage::LinuxWithKeys => ("key-Image", Some(host.path_of("key-guest.cpio")?)),
+            GuestImage::Debian => ("debian-Image", Some(host.path_of("debian.cpio")?)),
             GuestImage::El1 => ("el1", None),
         };
         let kernel = host.path_of(kernel)?;
@@ -341,7 +342,8 @@ impl Guest {
     /// # Errors
     /// When it fails, with what it says.
     pub fn ctl(&self, host: &mut Host, arguments: &[&str]) -> Result<String> {
-        let argv = [&[self.pvtime.as_str(), "ctl", &self.socket], arguments].concat();
+        let argv = self.ctl_argv(arguments);
+        let argv: Vec<_> = argv.iter().map(String::as_str).collect();
         let finished = host.run(&argv, ANSWER_LIMIT)?;
         if finished.exit != Exit::Status(0) {
             bail!(
@@ -352,6 +354,13 @@ impl Guest {
             );
         }
         Ok(finished.stdout)
+    }
+
+    /// The command line of `pvtime ctl`.
+    #[must_use]
+    pub fn ctl_argv(&self, arguments: &[&str]) -> Vec<String> {
+        let words = [&[self.pvtime.as_str(), "ctl", &self.socket], arguments].concat();
+        words.into_iter().map(str::to_owned).collect()
     }
 
     /// Lets the vCPUs run on these host CPUs, and the VMM's other threads on those.
@@ -481,13 +490,16 @@ impl Guest {
 fn command_line(spec: &GuestSpec) -> String {
     let workload = vec![spec.workload.to_string(); spec.cpus as usize].join(",");
     let (kernel_options, program_options) = (spec.kernel_options, spec.program_options);
-    if spec.image == GuestImage::El1 {
-        return format!("-- --workload {workload}");
+    match spec.image {
+        GuestImage::El1 => format!("-- --workload {workload}"),
+        GuestImage::Debian => {
+            format!("console=ttyS0 panic=-1 systemd.debug_shell=ttyS1 {kernel_options}")
+        }
+        GuestImage::Linux => format!(
+            "console=ttyS0 panic=-1 {kernel_options} -- --port ttyS1 --workload {workload} \
+             --sample-ms 0 {program_options}"
+        ),
     }
-    format!(
-        "console=ttyS0 panic=-1 {kernel_options} -- --port ttyS1 --workload {workload} \
-         --sample-ms 0 {program_options}"
-    )
 }
 
 #[cfg(test)]

@@ -21,12 +21,29 @@ impl Initramfs {
     /// # Errors
     /// When the archive cannot hold it: a file of 4 GiB or more.
     pub fn add(&mut self, path: &str, mode: u32, contents: &[u8]) -> Result<()> {
-        for (at, _) in path.match_indices('/') {
-            if self.folders.insert(path[..at].to_owned()) {
-                self.write(&path[..at], 0o040_755, &[])?;
-            }
-        }
+        self.add_parents(path)?;
         self.write(path, 0o100_000 | mode, contents)
+    }
+
+    /// Adds a folder, unless it is there.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn add_folder(&mut self, path: &str, mode: u32) -> Result<()> {
+        self.add_parents(path)?;
+        if self.folders.insert(path.to_owned()) {
+            self.write(path, 0o040_000 | mode, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Adds a symbolic link.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn add_link(&mut self, path: &str, target: &str) -> Result<()> {
+        self.add_parents(path)?;
+        self.write(path, 0o120_777, target.as_bytes())
     }
 
     /// Adds a file of this machine.
@@ -44,6 +61,15 @@ impl Initramfs {
     /// Only if memory could not be written.
     pub fn finish(self) -> Result<Vec<u8>> {
         Ok(trailer(self.bytes)?)
+    }
+
+    fn add_parents(&mut self, path: &str) -> Result<()> {
+        for (at, _) in path.match_indices('/') {
+            if self.folders.insert(path[..at].to_owned()) {
+                self.write(&path[..at], 0o040_755, &[])?;
+            }
+        }
+        Ok(())
     }
 
     fn write(&mut self, path: &str, mode: u32, contents: &[u8]) -> Result<()> {
@@ -71,6 +97,9 @@ mod tests {
         archive.add("init", 0o755, b"program").unwrap();
         archive.add("a/b/one", 0o644, b"1").unwrap();
         archive.add("a/b/two", 0o600, b"22").unwrap();
+        archive.add_folder("a/b", 0o700).unwrap();
+        archive.add_folder("tmp", 0o1777).unwrap();
+        archive.add_link("c/link", "../a").unwrap();
         let bytes = archive.finish().unwrap();
         let mut rest = &bytes[..];
         let mut seen = Vec::new();
@@ -94,6 +123,9 @@ mod tests {
             ("a/b", 0o040_755, ""),
             ("a/b/one", 0o100_644, "1"),
             ("a/b/two", 0o100_600, "22"),
+            ("tmp", 0o041_777, ""),
+            ("c", 0o040_755, ""),
+            ("c/link", 0o120_777, "../a"),
         ];
         assert_eq!(
             seen,

@@ -194,6 +194,7 @@ mod tests {
             host_kernel: "absent".into(),
             guest_kernel: "absent".into(),
             key_kernel: None,
+            userland: None,
             programs: "absent".into(),
             qemu: "absent".into(),
             qemu_ecv: None,

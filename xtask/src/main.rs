@@ -81,8 +81,8 @@ enum Task {
     },
 }
 
-/// The one scenario whose guest needs a kernel with drivers for keys.
-const KEY_SCENARIO: &str = "suspend-coordinated";
+/// The one scenario with a Debian guest, whose kernel has drivers for keys.
+const DEBIAN_SCENARIO: &str = "suspend-coordinated";
 /// The one scenario with another VMM, besides the bench.
 const PEER_SCENARIO: &str = "side-by-side";
 /// Names the other VMM to the lab.
@@ -129,9 +129,11 @@ fn run(workspace: &Workspace, task: Task) -> Result<ExitCode> {
             let mut command = lab.command();
             for name in arguments.iter().filter(|_| needs_hosts) {
                 match name.to_str().unwrap_or_default() {
-                    KEY_SCENARIO => {
+                    DEBIAN_SCENARIO => {
                         let kernel = setup::prepare_key_kernel(workspace)?;
                         command.env("PVTIME_LAB_KEY_KERNEL", kernel);
+                        let userland = setup::prepare_userland(workspace)?;
+                        command.env("PVTIME_LAB_USERLAND", userland);
                     }
                     PEER_SCENARIO => {
                         command.env(PEER, setup::prepare_peer(workspace)?);

@@ -17,7 +17,8 @@
 //! its counter, and from the counter's setting to its next instruction. So whatever else there is to
 //! do is done outside these two: members say that they are out before they do their accounts, and do
 //! them again before the counter is set; those who run leave last, when nobody else has to leave any
-//! more; and nobody sleeps who waits for a moment only.
+//! more; nobody sleeps who waits for a moment only; and members pass without the lock, since each who
+//! waits for one waits for all before it to get a CPU.
 
 mod member;
 mod running;
@@ -27,13 +28,14 @@ pub use member::{Member, Passing};
 use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use libc::c_int;
-use rustix::thread::Pid;
+use rustix::thread::{Pid, futex};
+use rustix::time::Timespec;
 
 use crate::kick;
 use crate::sleep::Lease;
@@ -58,9 +60,8 @@ pub struct Gate<C> {
     /// Until when threads may pass while it is open.
     lease: Lease,
     state: Mutex<State<C>>,
-    /// Counts the changes of `state`, for those who look instead of sleeping.
+    /// Counts the changes of `state`: a futex, on which those sleep who wait for one.
     changes: AtomicU32,
-    changed: Condvar,
     signal: c_int,
 }
 
@@ -181,7 +182,6 @@ impl<C> Gate<C> {
                 members: Vec::new(),
             }),
             changes: AtomicU32::new(0),
-            changed: Condvar::new(),
             signal,
         })
     }
@@ -347,8 +347,15 @@ impl<C> Gate<C> {
         Some(results.into_iter().map(|(_, result)| result).collect())
     }
 
+    /// Whoever is ready passes a gate that opens, and need not say so.
     fn set(&self, state: &mut State<C>, position: Position) {
         state.position = position;
+        if position == Position::Open {
+            let ready = |it: &&mut MemberState<C>| it.place == Place::Ready;
+            for member in state.members.iter_mut().filter(ready) {
+                member.place = Place::Away;
+            }
+        }
         self.barred
             .store(position != Position::Open, Ordering::SeqCst);
         self.notify();
@@ -357,7 +364,12 @@ impl<C> Gate<C> {
     /// Tells everybody that the state has changed; to be called under its lock.
     fn notify(&self) {
         self.changes.fetch_add(1, Ordering::Release);
-        self.changed.notify_all();
+        // It fails for no address of this process.
+        let _ = futex::wake(
+            &self.changes,
+            futex::Flags::PRIVATE,
+            i32::MAX.cast_unsigned(),
+        );
     }
 
     /// Waits for a change of the state, for not much longer than `limit`; sleeps after `looking`.
@@ -369,19 +381,29 @@ impl<C> Gate<C> {
     ) -> MutexGuard<'a, State<C>> {
         let seen = self.changes.load(Ordering::Acquire);
         drop(state);
-        let has_changed = || self.changes.load(Ordering::Acquire) != seen;
+        self.await_change(seen, limit, looking);
+        self.lock()
+    }
+
+    /// The same without the lock, where so many changes were seen.
+    fn await_change(&self, seen: u32, limit: Duration, looking: Duration) {
         let began = Instant::now();
+        let has_changed = || self.changes.load(Ordering::Acquire) != seen;
         while began.elapsed() < looking {
             if has_changed() {
-                return self.lock();
+                return;
             }
             thread::yield_now();
         }
-        let state = self.lock();
-        let waited = self
-            .changed
-            .wait_timeout_while(state, limit, |_| !has_changed());
-        waited.unwrap_or_else(PoisonError::into_inner).0
+        // A limit that no clock reaches is none.
+        let limit = Timespec::try_from(limit).ok();
+        while !has_changed() {
+            let flags = futex::Flags::PRIVATE;
+            match futex::wait(&self.changes, flags, seen, limit.as_ref()) {
+                Err(rustix::io::Errno::INTR) => {}
+                _ => return,
+            }
+        }
     }
 
     /// Kicks the members whose turn it is, or was.

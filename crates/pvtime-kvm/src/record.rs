@@ -42,6 +42,9 @@ pub struct Record {
     /// For how long the guest was asked before to suspend itself and did not, in ms; absent where it
     /// was not asked, or did.
     pub unanswered_ms: Option<u64>,
+    /// For how long the host was awake, in ms, while nobody said that the sleep was over for which the VM
+    /// was stopped, until it went on by itself; absent where somebody did.
+    pub unfinished_ms: Option<u64>,
 }
 
 /// Physical time in which the VM did not run.
@@ -149,6 +152,7 @@ impl Record {
             live: adjustment.live.map(LiveRecord::from),
             timers: None,
             unanswered_ms: None,
+            unfinished_ms: None,
         }
     }
 }

@@ -2,10 +2,14 @@
 
 use pvtime::host::timers::{TranslatedTimers, Translation, VcpuTimers};
 
-/// Timers as they were before a translation that failed part of the way: some vCPUs' registers hold
-/// what it made of them, so they say nothing any more.
+/// Timers as they were before a translation, until the VM goes on with it: some or all of its vCPUs'
+/// registers hold what it made of them, so they say nothing any more.
 #[derive(Debug, Default)]
-pub struct Untranslated(Option<Vec<VcpuTimers>>);
+pub struct Untranslated {
+    before: Option<Vec<VcpuTimers>>,
+    /// What all registers hold instead, and by which translation.
+    done: Option<(Translation, Vec<TranslatedTimers>)>,
+}
 
 impl Untranslated {
     /// The timers: those that were kept, else what `read` finds in the registers.
@@ -17,13 +21,13 @@ impl Untranslated {
         &self,
         read: impl FnOnce() -> Result<Vec<VcpuTimers>, E>,
     ) -> Result<Vec<VcpuTimers>, E> {
-        match &self.0 {
+        match &self.before {
             Some(kept) => Ok(kept.clone()),
             None => read(),
         }
     }
 
-    /// Translates all timers, once, however often it is tried.
+    /// Translates all timers, once, however often it is tried or asked for.
     ///
     /// # Errors
     ///
@@ -34,12 +38,23 @@ impl Untranslated {
         read: impl FnOnce() -> Result<Vec<VcpuTimers>, E>,
         write: impl FnOnce(Vec<VcpuTimers>) -> Result<(), E>,
     ) -> Result<Vec<TranslatedTimers>, E> {
+        if let Some((done, translated)) = &self.done
+            && *done == translation
+        {
+            return Ok(translated.clone());
+        }
         let before = self.or_read(read)?;
         let translated: Vec<_> = before.iter().map(|it| translation.apply(it)).collect();
-        self.0 = Some(before);
+        self.before = Some(before);
+        self.done = None;
         write(translated.iter().map(|it| it.timers).collect())?;
-        self.0 = None;
+        self.done = Some((translation, translated.clone()));
         Ok(translated)
+    }
+
+    /// The VM goes on with what its registers hold.
+    pub fn settle(&mut self) {
+        *self = Self::default();
     }
 }
 
@@ -89,6 +104,18 @@ mod tests {
             registers = written;
             Ok(())
         });
+        let kept = untranslated.or_read(|| Ok::<_, &str>(registers.clone()));
+        assert_eq!(
+            kept,
+            Ok(vec![timers(1_000), timers(2_000)]),
+            "it did not go on"
+        );
+        let again = untranslated.translate(
+            translation(),
+            || Err("they are read again"),
+            |_| Err("they are written again"),
+        );
+        assert_eq!(again, translated);
         let values = |timers: &VcpuTimers| {
             [timers.virtual_timer, timers.physical_timer].map(|it| it.compare_value.0)
         };
@@ -97,6 +124,7 @@ mod tests {
         let asked = translated.unwrap()[0].timers.asked.unwrap();
         assert_eq!(asked.virtual_deadline.0, 40_000);
 
+        untranslated.settle();
         let read = untranslated.or_read(|| Ok::<_, &str>(registers.clone()));
         assert_eq!(read, Ok(registers), "nothing is kept");
     }

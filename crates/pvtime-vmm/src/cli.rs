@@ -387,14 +387,37 @@ pub struct TimeArgs {
         skip_serializing_if = "is_default_suspend_limit_ms"
     )]
     pub suspend_limit: u64,
+
+    /// How long a VM that `prepare-sleep` stopped waits for `finish-sleep` while its host is awake, in ms; then
+    /// it goes on by itself
+    #[arg(long, value_name = "MS", default_value_t = DEFAULT_SLEEP_LIMIT_MS,
+          allow_negative_numbers = true, value_parser = value_parser!(u64).range(SLEEP_LIMIT_MS))]
+    #[serde(
+        default = "default_sleep_limit_ms",
+        skip_serializing_if = "is_default_sleep_limit_ms"
+    )]
+    pub sleep_limit: u64,
 }
 
-/// What `--stolen-time-period` and `--suspend-limit` may be.
+/// What `--stolen-time-period`, `--suspend-limit` and `--sleep-limit` may be.
 const STOLEN_TIME_PERIOD_MS: RangeInclusive<u64> = 1..=10_000;
 const SUSPEND_LIMIT_MS: RangeInclusive<u64> = 100..=600_000;
+const SLEEP_LIMIT_MS: RangeInclusive<u64> = 1_000..=86_400_000;
 
 /// What is left of the 5 s for which logind delays a sleep by default.
 const DEFAULT_SUSPEND_LIMIT_MS: u64 = 4_000;
+
+/// Longer than systemd's hooks and the freezing of user space take, before a sleep and after it.
+const DEFAULT_SLEEP_LIMIT_MS: u64 = 60_000;
+
+const fn default_sleep_limit_ms() -> u64 {
+    DEFAULT_SLEEP_LIMIT_MS
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+const fn is_default_sleep_limit_ms(limit: &u64) -> bool {
+    *limit == DEFAULT_SLEEP_LIMIT_MS
+}
 
 const fn default_suspend_limit_ms() -> u64 {
     DEFAULT_SUSPEND_LIMIT_MS
@@ -439,6 +462,7 @@ impl TimeArgs {
                 STOLEN_TIME_PERIOD_MS,
             ),
             ("suspend-limit", self.suspend_limit, SUSPEND_LIMIT_MS),
+            ("sleep-limit", self.sleep_limit, SLEEP_LIMIT_MS),
         ] {
             if !range.contains(&ms) {
                 let (least, most) = (range.start(), range.end());

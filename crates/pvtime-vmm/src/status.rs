@@ -15,8 +15,8 @@ use time_figure::Sample;
 
 use crate::api::Vm;
 use crate::api::answers::{
-    Accounts, Ledger, LivePhysicalTime, Migration, MigrationReport, PausedTime, StolenTime, Time,
-    VcpuTime, VmState,
+    Accounts, Ledger, LivePhysicalTime, Migration, MigrationReport, PausedTime, Prepared,
+    StolenTime, Time, VcpuTime, VmState,
 };
 use crate::api::requests::Migrate;
 use crate::event::Event;
@@ -170,8 +170,12 @@ impl Vm for Status {
         self.cancel.raise();
     }
 
-    fn prepare_sleep(&self) -> Result<()> {
+    fn prepare_sleep(&self) -> Result<Prepared> {
         self.machine.prepare_sleep()
+    }
+
+    fn call_off_sleep(&self) {
+        self.machine.call_off_sleep();
     }
 
     fn finish_sleep(&self) -> Result<()> {

@@ -60,7 +60,7 @@ impl VcpuThreads {
             let thread = Builder::new()
                 .name(format!("vcpu{index}"))
                 .spawn(move || {
-                    let running = time.bind_thread().map(|time| Runner {
+                    let running = bind(time, vcpu).map(|(time, vcpu)| Runner {
                         vcpu,
                         time,
                         bus,
@@ -89,6 +89,13 @@ impl VcpuThreads {
     pub fn stopped(&self) -> Option<GuestStop> {
         self.stopped.try_recv().ok()
     }
+}
+
+/// Makes the calling thread the one of a vCPU that is ready to run.
+fn bind(time: VcpuTime, mut vcpu: VcpuFd) -> Result<(RunningVcpu, VcpuFd), pvtime_kvm::Error> {
+    let running = time.bind_thread()?;
+    running.run_first(&mut vcpu)?;
+    Ok((running, vcpu))
 }
 
 impl Drop for VcpuThreads {

@@ -59,9 +59,6 @@ impl Guest {
         for (cpu, &workload) in (0..).zip(&options.workload) {
             guest.set_workload(cpu, workload)?;
         }
-        if options.follow_sleep_key {
-            sleeping::follow_key()?;
-        }
         if options.wall_clock_ms > 0 {
             guest.pauses = Some(Pauses::find(options.wall_clock_ms)?);
         }

@@ -26,10 +26,6 @@ pub struct Options {
     /// Device in /dev to talk on [default: ttyS1 if the machine has it, else the console]
     #[arg(long, value_name = "NAME")]
     pub port: Option<String>,
-
-    /// Suspend when the sleep key was pressed, as logind does
-    #[arg(long)]
-    pub follow_sleep_key: bool,
 }
 
 impl Options {
@@ -68,7 +64,6 @@ mod tests {
             sample_ms: 1000,
             wall_clock_ms: 0,
             port: None,
-            follow_sleep_key: false,
         };
         assert_eq!(parse("/init"), Ok(expected));
     }
@@ -80,13 +75,9 @@ mod tests {
             sample_ms: 0,
             wall_clock_ms: 200,
             port: Some("ttyS0".to_owned()),
-            follow_sleep_key: true,
         };
         assert_eq!(
-            parse(
-                "/init --workload busy,idle,spin --sample-ms 0 --wall-clock-ms 200 --port ttyS0 \
-                 --follow-sleep-key"
-            ),
+            parse("/init --workload busy,idle,spin --sample-ms 0 --wall-clock-ms 200 --port ttyS0"),
             Ok(expected)
         );
     }

@@ -41,7 +41,9 @@ mod suspend;
 mod suspend_and_save;
 mod suspend_coordinated;
 mod suspend_el1;
+mod suspend_forgotten;
 mod suspend_linux;
+mod suspend_request;
 mod three_guests;
 mod timers_survive;
 mod view;
@@ -135,7 +137,7 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     ),
     (
         "suspend-coordinated",
-        "guests with another kernel, of 90 MB",
+        "a guest with another kernel and systemd, 130 MB to fetch, and a sleep of a minute",
     ),
     (
         "suspend-moved",
@@ -190,7 +192,8 @@ pub const ALL: &[Scenario] = &[
     suspend_linux::SCENARIO,
     suspend_el1::SCENARIO,
     suspend_el1::MOVED,
-    suspend_coordinated::BY_REQUEST,
+    suspend_request::SCENARIO,
+    suspend_forgotten::SCENARIO,
     suspend_coordinated::SCENARIO,
     suspend_and_save::SCENARIO,
     gate_race::SCENARIO,

@@ -100,9 +100,9 @@ impl Apt {
         )
     }
 
-    /// Downloads a package and all that it depends on, as if nothing were installed; apt checks them
+    /// Downloads packages and all that they depend on, as if nothing were installed; apt checks them
     /// against the signed index.
-    pub fn download_with_dependencies(&self, name: &str) -> Result<Vec<PathBuf>> {
+    pub fn download_with_dependencies(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
         let options = [
             "--quiet",
             "--yes",
@@ -110,7 +110,7 @@ impl Apt {
             "--no-install-recommends",
         ];
         let mut command = self.command("apt-get", &options);
-        process::run(command.args(["install", name]))?;
+        process::run(command.arg("install").args(names))?;
         let entries = fs::read_dir(&self.archives)
             .with_context(|| format!("cannot list {}", self.archives.display()))?;
         let paths = entries.flatten().map(|entry| entry.path());

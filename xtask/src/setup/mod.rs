@@ -8,6 +8,7 @@ mod program;
 mod sources;
 mod targets;
 mod toolchain;
+mod userland;
 
 use crate::workspace::Workspace;
 use anyhow::{Context, Result};
@@ -37,6 +38,14 @@ pub fn prepare(workspace: &Workspace, needs: Needs) -> Result<PathBuf> {
 /// Sets up a kernel with drivers for keys, which the cloud kernel lacks.
 pub fn prepare_key_kernel(workspace: &Workspace) -> Result<PathBuf> {
     kernel::fetch(workspace, &kernel::GENERIC)
+}
+
+/// Sets up a Debian system for a guest, and returns the folder with its packages' files.
+pub fn prepare_userland(workspace: &Workspace) -> Result<PathBuf> {
+    userland::fetch(workspace).context(
+        "cannot fetch systemd for arm64; on a machine without apt, name a folder with its unpacked \
+         packages with PVTIME_LAB_USERLAND",
+    )
 }
 
 /// Sets up kernel headers to compare with, and returns their folder.

@@ -48,7 +48,7 @@ fn download(apt_folder: &Path, unpacked: &Path) -> Result<()> {
     say("reading Debian's arm64 package index, in a private folder under target/");
     apt.update()?;
     say(&format!("fetching {PACKAGE} for arm64 and what it needs"));
-    let packages = apt.download_with_dependencies(PACKAGE)?;
+    let packages = apt.download_with_dependencies(&[PACKAGE])?;
     fs::create_dir_all(unpacked)?;
     for package in packages {
         let mut extract = Command::new("dpkg-deb");

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::thread::gettid;
@@ -157,20 +158,28 @@ impl<C> Member<C> {
             }
             let passage = match (position, member.place) {
                 (Position::Stopped, _) => Passage::Stopped,
-                (Position::Open, Place::Ready) => Passage::Guest,
+                // Whoever opened the gate let it pass. If somebody has closed it since, it comes again.
+                (_, Place::Away) | (Position::Open, Place::Ready) => Passage::Guest,
                 (Position::Open, Place::Waiting) if !self.gate.lease.has_ended() => {
                     return Task::GetReady;
                 }
                 (Position::Opening, Place::Waiting) if Some(member.turn) == next => {
                     return Task::GetReady;
                 }
-                _ => {
-                    // Who stays leaves the CPU to the others.
-                    let looking = match member.place {
-                        Place::Ready => member.turn.looking(),
-                        _ => Duration::ZERO,
-                    };
-                    state = self.gate.wait(state, Duration::MAX, looking);
+                (_, Place::Ready) => {
+                    let looking = member.turn.looking();
+                    let seen = self.gate.changes.load(Ordering::Acquire);
+                    drop(state);
+                    self.gate.await_change(seen, Duration::MAX, looking);
+                    if !self.gate.barred.load(Ordering::SeqCst) {
+                        return Task::Pass(Passage::Guest);
+                    }
+                    state = self.gate.lock();
+                    continue;
+                }
+                (_, Place::Waiting) => {
+                    // It leaves the CPU to the others.
+                    state = self.gate.wait(state, Duration::MAX, Duration::ZERO);
                     continue;
                 }
             };

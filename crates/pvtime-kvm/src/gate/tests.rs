@@ -175,6 +175,37 @@ fn members_leave_the_guest_and_get_ready_in_their_turns() {
 }
 
 #[test]
+fn whoever_is_ready_passes_while_others_have_the_lock() {
+    let gate = open_gate();
+    let guest = Arc::new(Guest::default());
+    let threads: Vec<_> = (0..3).map(|index| run(&gate, index, &guest)).collect();
+    let are = |place| {
+        let state = gate.lock();
+        state.members.len() == 3 && state.members.iter().all(|it| it.place == place)
+    };
+    wait_until(|| are(Place::Away));
+    gate.close(LIMIT, || ()).unwrap();
+    gate.set(&mut gate.lock(), Position::Opening);
+    wait_until(|| are(Place::Ready));
+    let mut state = gate.lock();
+    let instructions = || guest.instructions.load(Ordering::SeqCst);
+    let (before, began) = (instructions(), Instant::now());
+    gate.set(&mut state, Position::Open);
+    while instructions() == before && began.elapsed() < LIMIT {
+        thread::yield_now();
+    }
+    assert!(instructions() > before, "they wait for the lock");
+    let places: Vec<_> = state.members.iter().map(|it| it.place).collect();
+    assert_eq!(places, [Place::Away; 3], "they are to be kicked");
+    drop(state);
+    gate.close(LIMIT, || ()).unwrap();
+    gate.stop();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
 fn jobs_are_done_by_every_member_and_only_at_a_closed_gate() {
     let gate = open_gate();
     let guest = Arc::new(Guest::default());

@@ -302,6 +302,14 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// KVM does not make a vCPU ready to run.
+    #[error("KVM cannot run vCPU {index}: {source}")]
+    FirstRun {
+        /// The vCPU's index.
+        index: usize,
+        /// What the kernel said.
+        source: kvm_ioctls::Error,
+    },
     /// The VM is in no state for this, or the host's clocks contradict themselves.
     #[error(transparent)]
     Timeline(#[from] TimelineError),

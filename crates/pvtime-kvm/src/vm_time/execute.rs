@@ -1,12 +1,12 @@
 //! Carrying out what the timeline says.
 
+use std::io;
 use std::thread::sleep;
 use std::time::Duration;
-use std::{io, mem};
 
 use kvm_ioctls::VcpuFd;
-use pvtime::host::timeline::{Action, CounterScope};
-use pvtime::host::timers::{Asked, Translation, VcpuTimers};
+use pvtime::host::timeline::{Action, CounterScope, Event};
+use pvtime::host::timers::{Asked, TranslatedTimers, Translation, VcpuTimers};
 use pvtime::host::{CounterOffset, HostCount};
 
 use super::{Error, State, VmTime};
@@ -49,23 +49,46 @@ impl VmTime {
         }
     }
 
+    /// Does of a step what takes long and is the same whenever the step is taken, so that it is not
+    /// between the reading of the clock and the guest. A step that fails, fails when it is taken.
+    pub(super) fn prepare(&self, state: &mut State, event: Event<'_>) -> Result<(), Error> {
+        let now = self.now();
+        let Ok(step) = self.heard(state, now)?.step(now, event) else {
+            return Ok(());
+        };
+        for action in step.actions.iter() {
+            if let Action::TranslateTimers(translation) = action {
+                self.translated(state, translation)?;
+            }
+        }
+        Ok(())
+    }
+
     fn translate_timers(&self, state: &mut State, translation: Translation) -> Result<(), Error> {
-        let vcpus = state.vcpus.len();
-        let asked = state.asked();
-        let mut untranslated = mem::take(&mut state.untranslated);
-        let translated = untranslated.translate(
-            translation,
-            || self.read_timers(&asked),
-            |timers| self.on_vcpus(vcpus, move |at, vcpu| timers::write(vcpu, &timers[at])),
-        );
-        state.untranslated = untranslated;
+        let translated = self.translated(state, translation)?;
         let mut record = TimersRecord::default();
-        for ((_, bound), translated) in state.bound().zip(translated?) {
+        for ((_, bound), translated) in state.bound().zip(translated) {
             bound.asked = translated.timers.asked;
             record = record.with(&translated);
         }
         state.translated = Some(record);
+        state.untranslated.settle();
         Ok(())
+    }
+
+    /// Every vCPU's timers, after a translation that is in their registers.
+    fn translated(
+        &self,
+        state: &mut State,
+        translation: Translation,
+    ) -> Result<Vec<TranslatedTimers>, Error> {
+        let vcpus = state.vcpus.len();
+        let asked = state.asked();
+        state.untranslated.translate(
+            translation,
+            || self.read_timers(&asked),
+            |timers| self.on_vcpus(vcpus, move |at, vcpu| timers::write(vcpu, &timers[at])),
+        )
     }
 
     /// The timers of a stopped VM's vCPUs, of whose guest this is known.

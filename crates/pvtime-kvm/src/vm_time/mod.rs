@@ -244,7 +244,7 @@ impl VmTime {
             self.gate.open();
         }
         self.keep(paused?.map(|record| Record {
-            unanswered_ms: unanswered.map(|it| it.as_millis().try_into().unwrap_or(u64::MAX)),
+            unanswered_ms: unanswered.map(whole_ms),
             ..record
         }));
         Ok(())
@@ -257,12 +257,32 @@ impl VmTime {
     /// [`Error::Timeline`] for a VM that runs and for clocks that the policy cannot go by, and what
     /// setting the counters fails with. The VM is stopped still after an error.
     pub fn resume(&self) -> Result<(), Error> {
+        self.resume_with(None)
+    }
+
+    /// The same for a VM that was stopped for a sleep of its host of which nobody said that it was over
+    /// while the host was awake for as long as this: the record says so.
+    ///
+    /// # Errors
+    ///
+    /// As [`resume`](Self::resume).
+    pub fn resume_unfinished(&self, awake: Duration) -> Result<(), Error> {
+        self.resume_with(Some(awake))
+    }
+
+    fn resume_with(&self, unfinished: Option<Duration>) -> Result<(), Error> {
         let mut state = self.lock();
         if state.timeline.stop_cause().is_none() {
             // It fails, and says why.
             return self.step(&mut state, self.now(), Event::Resume).map(drop);
         }
-        self.open_after(&mut state, Event::Resume)
+        let resumed = || self.step(&mut state, self.now(), Event::Resume);
+        let record = self.gate.open_after(resumed)?;
+        self.keep(record.map(|record| Record {
+            unfinished_ms: unfinished.map(whole_ms),
+            ..record
+        }));
+        Ok(())
     }
 
     /// Another kernel begins in the guest, which the VMM reset, or of which it knows that it did kexec:
@@ -379,6 +399,7 @@ impl VmTime {
 
     /// Steps the timeline and lets the vCPUs into the guest at once.
     fn open_after(&self, state: &mut State, event: Event<'_>) -> Result<(), Error> {
+        self.prepare(state, event)?;
         let opened = self.gate.open_after(|| self.step(state, self.now(), event));
         self.keep(opened?);
         Ok(())
@@ -555,4 +576,8 @@ impl Vcpu {
             Self::New | Self::Attached(_) => None,
         }
     }
+}
+
+fn whole_ms(time: Duration) -> u64 {
+    time.as_millis().try_into().unwrap_or(u64::MAX)
 }

@@ -110,6 +110,27 @@ impl RunningVcpu {
         self.index
     }
 
+    /// Has KVM do what it does only when a vCPU is run first, which takes some milliseconds that the
+    /// guest would have to wait for when its clocks run already. No guest instruction is executed. To be
+    /// called when the vCPU and its VM's interrupt controller are as the guest is to find them, since
+    /// KVM takes much of that for settled from then on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::FirstRun`].
+    pub fn run_first(&self, vcpu: &mut VcpuFd) -> Result<(), Error> {
+        let index = self.index;
+        vcpu.set_kvm_immediate_exit(1);
+        let exit = vcpu.run().map(drop);
+        vcpu.set_kvm_immediate_exit(0);
+        match exit {
+            Err(source) if source.errno() != rustix::io::Errno::INTR.raw_os_error() => {
+                Err(Error::FirstRun { index, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Enters the guest once, as `KVM_RUN` does, when the VM runs; waits while it does not. `None`
     /// after [`VmTime::shut_down`].
     ///

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use pvtime_kvm::record::{GapRecord, ReadingRecord, Record, Records};
@@ -13,8 +15,8 @@ use time_figure::Sample;
 use super::Vm;
 use super::answers::{
     Accounts, Generation, GenerationId, Ledger, LivePhysicalTime, Migration, MigrationClocks,
-    MigrationOutcome, MigrationReport, PausedByCause, PausedTime, Phase, StolenTime, Time,
-    Transfer, VcpuTime, VmState,
+    MigrationOutcome, MigrationReport, PausedByCause, PausedTime, Phase, Prepared, StolenTime,
+    Time, Transfer, VcpuTime, VmState,
 };
 use super::requests::Migrate;
 
@@ -29,6 +31,10 @@ pub struct Inner {
     pub is_paused: AtomicBool,
     /// It is paused because its host is about to sleep.
     pub host_sleeps: AtomicBool,
+    /// Its guest is asked to suspend itself, and does not.
+    pub guest_is_slow: AtomicBool,
+    /// It need not any more.
+    pub is_called_off: AtomicBool,
     /// Whatever it is told fails.
     pub is_broken: AtomicBool,
     pub is_stopped: AtomicBool,
@@ -146,6 +152,7 @@ pub fn record(event: &str) -> Record {
         live: None,
         timers: None,
         unanswered_ms: None,
+        unfinished_ms: None,
     }
 }
 
@@ -258,13 +265,23 @@ impl Vm for FakeVm {
         Ok(())
     }
 
-    fn prepare_sleep(&self) -> Result<()> {
+    fn prepare_sleep(&self) -> Result<Prepared> {
         if self.is_paused.load(Ordering::SeqCst) {
-            return Ok(());
+            return Ok(Prepared::Stopped);
+        }
+        if self.guest_is_slow.load(Ordering::SeqCst) {
+            while !self.is_called_off.swap(false, Ordering::SeqCst) {
+                sleep(Duration::from_millis(1));
+            }
+            return Ok(Prepared::CalledOff);
         }
         self.pause()?;
         self.host_sleeps.store(true, Ordering::SeqCst);
-        Ok(())
+        Ok(Prepared::Stopped)
+    }
+
+    fn call_off_sleep(&self) {
+        self.is_called_off.store(true, Ordering::SeqCst);
     }
 
     fn finish_sleep(&self) -> Result<()> {

@@ -34,7 +34,7 @@ use pvtime_kvm::record::Records;
 use time_figure::Sample;
 
 use crate::failure;
-use answers::{Ledger, Migration, MigrationReport, Time, VmState};
+use answers::{Ledger, Migration, MigrationReport, Prepared, Time, VmState};
 use requests::Migrate;
 
 /// A VM, as the resources need it.
@@ -84,7 +84,10 @@ pub trait Vm: Send + Sync + 'static {
     /// # Errors
     ///
     /// Where it does not stop; it runs on then.
-    fn prepare_sleep(&self) -> anyhow::Result<()>;
+    fn prepare_sleep(&self) -> anyhow::Result<Prepared>;
+
+    /// Ends a [`prepare_sleep`](Self::prepare_sleep) that waits for the guest, because the sleep is over.
+    fn call_off_sleep(&self);
 
     /// Lets it go on after the host's sleep, if that is why it is stopped.
     ///

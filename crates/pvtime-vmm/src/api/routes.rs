@@ -1,9 +1,10 @@
 //! Which resource does what.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use super::answers::{Events, Instance, VcpuHistory, VmState};
+use super::answers::{Events, Instance, Prepared, VcpuHistory, VmState};
 use super::http::{Request, Response};
 use super::requests::{
     Action, ActionType, ChangeMigration, ChangeState, CreateSnapshot, EventsQuery, HistoryQuery,
@@ -52,8 +53,7 @@ const fn route(
 /// A VM and who changes it.
 pub struct Api {
     vm: Box<dyn Vm>,
-    /// The change that is under way.
-    change: Mutex<Option<&'static str>>,
+    changes: Changes,
     /// Clients that follow the VM, know nothing of its end, and have not asked again. Some may have
     /// gone.
     followers: AtomicUsize,
@@ -64,7 +64,7 @@ impl Api {
     pub fn new(vm: impl Vm) -> Self {
         Self {
             vm: Box::new(vm),
-            change: Mutex::default(),
+            changes: Changes::default(),
             followers: AtomicUsize::new(0),
         }
     }
@@ -100,30 +100,71 @@ impl Api {
         name: &'static str,
         change: impl FnOnce() -> Result<(), Fault>,
     ) -> Result<Response, Fault> {
-        let _under_way = UnderWay::enter(&self.change, name)?;
+        let _under_way = self.changes.enter(name)?;
         change().map(|()| Response::no_content())
     }
 }
 
-/// A change that is under way, until this is dropped.
-struct UnderWay<'a>(&'a Mutex<Option<&'static str>>);
+/// The change that is under way.
+#[derive(Default)]
+struct Changes {
+    under_way: Mutex<Option<&'static str>>,
+    over: Condvar,
+}
 
-impl<'a> UnderWay<'a> {
-    fn enter(change: &'a Mutex<Option<&'static str>>, name: &'static str) -> Result<Self, Fault> {
-        let mut under_way = change.lock().unwrap_or_else(PoisonError::into_inner);
+/// How often a change is asked to make way.
+const ASK_EVERY: Duration = Duration::from_millis(50);
+
+impl Changes {
+    fn enter(&self, name: &'static str) -> Result<UnderWay<'_>, Fault> {
+        self.enter_locked(self.lock(), name)
+    }
+
+    /// The same, after a change that ends soon because it is asked to. It is asked more than once: it
+    /// may just have begun, and not be where it hears that.
+    fn enter_after(
+        &self,
+        first: &'static str,
+        make_way: impl Fn(),
+        name: &'static str,
+    ) -> Result<UnderWay<'_>, Fault> {
+        let mut under_way = self.lock();
+        while *under_way == Some(first) {
+            make_way();
+            let waited = self.over.wait_timeout(under_way, ASK_EVERY);
+            under_way = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        self.enter_locked(under_way, name)
+    }
+
+    fn enter_locked(
+        &self,
+        mut under_way: MutexGuard<'_, Option<&'static str>>,
+        name: &'static str,
+    ) -> Result<UnderWay<'_>, Fault> {
         if let Some(other) = *under_way {
             return Err(Fault::conflict(format!(
                 "another client's {other} is under way; ask again when it is over"
             )));
         }
         *under_way = Some(name);
-        Ok(Self(change))
+        Ok(UnderWay(self))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<&'static str>> {
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// A change that is under way, until this is dropped.
+struct UnderWay<'a>(&'a Changes);
+
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.0.lock() = None;
+        self.0.over.notify_all();
     }
 }
 
@@ -196,17 +237,45 @@ fn not_ours(state: VmState) -> Fault {
     })
 }
 
-/// What is announced for a VM that is paused anyway is no event.
+/// The beginning of a host's sleep, as a change.
+const PREPARATION: &str = "prepare-sleep";
+
+/// What is announced for a VM that is paused anyway is no event. The end of a sleep does not wait for a
+/// guest that is slow with its beginning.
 fn host_sleep(api: &Api, request: &Request) -> Result<Response, Fault> {
     let HostSleep { phase } = parse(&request.body)?;
     let vm = api.vm();
-    api.change("host sleep", || match (vm.state(), phase) {
-        (state @ (VmState::NotStarted | VmState::InDoubt | VmState::Moved), _) => {
-            Err(not_ours(state))
+    let is_ours = || match vm.state() {
+        state @ (VmState::NotStarted | VmState::InDoubt | VmState::Moved) => Err(not_ours(state)),
+        VmState::Running | VmState::Paused | VmState::Suspended => Ok(()),
+    };
+    match phase {
+        SleepPhase::Prepare => api.change(PREPARATION, || {
+            is_ours()?;
+            match vm.prepare_sleep()? {
+                Prepared::Stopped => Ok(()),
+                Prepared::CalledOff => Err(called_off()),
+            }
+        }),
+        SleepPhase::Finish => {
+            let make_way = || vm.call_off_sleep();
+            let changes = &api.changes;
+            let _under_way = changes.enter_after(PREPARATION, make_way, "finish-sleep")?;
+            is_ours()?;
+            vm.finish_sleep()?;
+            Ok(Response::no_content())
         }
-        (_, SleepPhase::Prepare) => Ok(vm.prepare_sleep()?),
-        (_, SleepPhase::Finish) => Ok(vm.finish_sleep()?),
-    })
+    }
+}
+
+/// Not a conflict, after which the same can be asked for again.
+fn called_off() -> Fault {
+    Fault {
+        status: 410,
+        message: "the sleep was said to be over (finish-sleep) before the guest had suspended itself, and \
+                  the VM runs; announce the next sleep when it comes"
+            .into(),
+    }
 }
 
 fn not_started() -> Fault {
@@ -229,7 +298,7 @@ fn migrate(api: &Api, request: &Request) -> Result<Response, Fault> {
     let migrate: Migrate = parse(&request.body)?;
     migrate.check()?;
     let vm = api.vm();
-    let _under_way = UnderWay::enter(&api.change, "migration")?;
+    let _under_way = api.changes.enter("migration")?;
     match vm.state() {
         VmState::Running | VmState::Paused | VmState::Suspended => {
             Ok(Response::ok(&vm.migrate(&migrate)?))

@@ -23,6 +23,7 @@ impl Machine {
     ///
     /// If it runs; what KVM or the file system refuses.
     pub fn save(&self, directory: &Path, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+        let _still = self.stays();
         let machine = self.state()?;
         let time = self.time.save()?;
         let contents = Contents {

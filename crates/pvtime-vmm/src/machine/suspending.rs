@@ -1,7 +1,7 @@
 //! A machine whose guest suspends itself, by itself or because it is asked to before its host sleeps.
 
-use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
+use std::sync::{Arc, MutexGuard};
+use std::thread::{Builder, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -14,9 +14,9 @@ use pvtime::host::Cause;
 use pvtime_kvm::{Error, RunningVcpu, clock};
 
 use super::{Machine, PC, X0, x};
-use crate::button::{SLEEP_LINE, WAKE_UP_LINE};
+use crate::button::{Keys, SLEEP_LINE, WAKE_UP_LINE};
 use crate::cli::SwitchArg;
-use crate::suspension::{SuspendCall, Suspension};
+use crate::suspension::{Answer, Prepared, SuspendCall, Suspension};
 
 /// How often it is looked whether the host has slept.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -42,35 +42,61 @@ pub(super) fn take_suspends(vm: &VmFd) -> Result<()> {
 
 impl Machine {
     /// Has the guest suspend itself before its host sleeps, where it can be asked and does so in
-    /// time; else pauses it. Nothing happens to a VM that does not run.
+    /// time; else pauses it. Nothing happens to a VM that does not run. One that was stopped waits for
+    /// [`finish_sleep`](Self::finish_sleep), and goes on by itself when its host was awake for
+    /// `--sleep-limit` without that.
     ///
     /// # Errors
     ///
     /// Where it does not stop; it runs on then.
-    pub fn prepare_sleep(&self) -> Result<()> {
+    pub fn prepare_sleep(&self) -> Result<Prepared> {
         if !self.time.is_running() {
-            return Ok(());
+            return Ok(Prepared::Stopped);
         }
         let asks = self.time_args.suspend_guest != Some(SwitchArg::Off);
-        let Some(keys) = self.keys.as_ref().filter(|_| asks) else {
-            return Ok(self.time.pause(Cause::HostSuspend)?);
+        let keys = self.keys.as_ref().filter(|_| asks);
+        let prepared = if let Some(keys) = keys {
+            self.ask_to_suspend(keys)?
+        } else {
+            self.time.pause(Cause::HostSuspend)?;
+            Prepared::Stopped
         };
+        if prepared == Prepared::Stopped {
+            self.suspension.awaits_end();
+        }
+        Ok(prepared)
+    }
+
+    fn ask_to_suspend(&self, keys: &Keys) -> Result<Prepared> {
         let asked = Instant::now();
+        self.suspension.question();
         keys.press(SLEEP_LINE);
         let limit = Duration::from_millis(self.time_args.suspend_limit);
-        if self
+        let answer = self
             .suspension
-            .await_suspended(limit.saturating_sub(asked.elapsed()))
-        {
-            return Ok(());
+            .await_answer(limit.saturating_sub(asked.elapsed()));
+        if answer == Answer::Suspended {
+            return Ok(Prepared::Stopped);
         }
         let _turn = self.suspension.turn();
         if self.time.is_guest_suspended() {
-            return Ok(());
+            return Ok(Prepared::Stopped);
         }
-        self.time.pause_unanswered(asked.elapsed())?;
-        self.suspension.unanswered();
-        Ok(())
+        if !self.suspension.unanswered() {
+            keys.press(WAKE_UP_LINE);
+            return Ok(Prepared::CalledOff);
+        }
+        let paused = self.time.pause_unanswered(asked.elapsed());
+        if paused.is_err() {
+            self.suspension.goes_on(Instant::now());
+        }
+        paused?;
+        Ok(Prepared::Stopped)
+    }
+
+    /// Ends a [`prepare_sleep`](Self::prepare_sleep) that waits for the guest: the sleep is over.
+    pub fn call_off_sleep(&self) {
+        self.suspension.call_off(Instant::now());
     }
 
     /// Lets a VM go on after its host's sleep, if that is why it is stopped.
@@ -91,8 +117,26 @@ impl Machine {
     ///
     /// Where another host may run it, and where its time cannot be set; it stays stopped then.
     pub fn resume(&self) -> Result<()> {
+        self.go_on(|| self.time.resume())
+    }
+
+    /// Lets a VM go on of whose host nobody said, for as long as it was awake, that its sleep is over.
+    fn go_on_by_itself(&self, awake: Duration) -> Result<()> {
+        let waits = self.time.stop_cause() == Some(Cause::HostSuspend);
+        if !waits || self.ownership.ours().is_err() {
+            return Ok(());
+        }
+        eprintln!(
+            "pvtime: the VM goes on by itself: it was prepared for a sleep of its host, and nobody said \
+             within {} ms that it is over (`pvtime ctl SOCKET finish-sleep`)",
+            awake.as_millis()
+        );
+        self.go_on(|| self.time.resume_unfinished(awake))
+    }
+
+    fn go_on(&self, resume: impl FnOnce() -> Result<(), Error>) -> Result<()> {
         let turn = self.suspension.turn();
-        self.wake()?;
+        self.wake(resume)?;
         drop(turn);
         if let Some(keys) = &self.keys
             && self.suspension.goes_on(Instant::now())
@@ -104,59 +148,71 @@ impl Machine {
     }
 
     /// What a vCPU that has asked does next, and the VM's time after it. Nothing else lets the time of
-    /// a VM go on that was stopped, so that no VM does that another host may run.
-    fn wake(&self) -> Result<()> {
+    /// a VM go on that was stopped, so that no VM does that another host may run. Where it fails the
+    /// guest is suspended still.
+    fn wake(&self, resume: impl FnOnce() -> Result<(), Error>) -> Result<()> {
         let _ours = self.ownership.ours()?;
         let (suspension, init) = (Arc::clone(&self.suspension), self.vcpu_init);
         if suspension.call().is_some() {
             let woken = self.time.on_each_vcpu(move |index, vcpu| {
-                let call = suspension.take(index);
-                call.map_or(Ok(()), |call| enter(vcpu, &init, &call))
+                suspension.answer(index, |call| enter(vcpu, &init, call))
             });
             let woken: Result<()> = woken.into_iter().flatten().collect();
             woken.context("cannot wake the guest")?;
         }
-        Ok(self.time.resume()?)
+        Ok(resume()?)
     }
 
-    /// Starts the thread that carries out what the guest asks for; none for a machine whose guest
-    /// cannot.
+    /// Keeps a stopped VM as it is for as long as this is held: nobody lets it go on.
+    pub(super) fn stays(&self) -> MutexGuard<'_, ()> {
+        self.suspension.turn()
+    }
+
+    /// Starts the thread that carries out what the guest asks for, and lets a VM go on whose host's
+    /// sleep is not said to be over.
     ///
     /// # Errors
     ///
     /// Where there can be no thread.
-    pub fn serve_suspends(self: &Arc<Self>) -> Result<Option<SuspendThread>> {
-        if self.keys.is_none() {
-            return Ok(None);
-        }
+    pub fn serve_suspends(self: &Arc<Self>) -> Result<SuspendThread> {
         let machine = Arc::clone(self);
         let thread = Builder::new()
             .name("guest-suspend".into())
             .spawn(move || machine.carry_out_suspends())
             .context("cannot start the thread that suspends the guest")?;
-        Ok(Some(SuspendThread {
+        Ok(SuspendThread {
             suspension: Arc::clone(&self.suspension),
             thread: Some(thread),
-        }))
+        })
     }
 
     fn carry_out_suspends(&self) {
         let watches = self.time_args.watch_host == SwitchArg::On;
+        let limit = Duration::from_millis(self.time_args.sleep_limit);
         loop {
+            let mut waits = false;
+            let patience = |is_awaited| {
+                waits = is_awaited;
+                let looks = waits || watches && self.keys.is_some();
+                if looks { LOOK_EVERY } else { Duration::MAX }
+            };
             // One that was suspended elsewhere is so without having asked here.
             let is_suspended = watches && self.time.is_guest_suspended();
-            let patience = if watches { LOOK_EVERY } else { Duration::MAX };
             let before_ns = clock::boottime_ns();
             let Some(has_asked) = self.suspension.await_call(patience) else {
                 return;
             };
             let passed = Duration::from_nanos(clock::boottime_ns() - before_ns);
+            let slept = passed >= SLEPT;
+            // What passed before it began to wait does not count.
+            let passed = if waits { passed } else { Duration::ZERO };
+            let in_vain = self.suspension.passed(passed, slept, limit);
             let done = if has_asked {
                 self.suspend()
-            } else if is_suspended && passed >= SLEPT {
+            } else if is_suspended && slept {
                 self.finish_sleep()
             } else {
-                Ok(())
+                in_vain.map_or(Ok(()), |awake| self.go_on_by_itself(awake))
             };
             if let Err(error) = done {
                 eprintln!("pvtime: {}", crate::failure::in_one_line(&error));
@@ -164,22 +220,28 @@ impl Machine {
         }
     }
 
-    /// Suspends the guest, or denies it; wakes it at once if it comes too late.
+    /// Suspends the guest, or denies it; wakes it at once if it comes too late. What cannot be done now is
+    /// tried again, since the vCPU that asked is off.
     fn suspend(&self) -> Result<()> {
         let _turn = self.suspension.turn();
         let suspension = Arc::clone(&self.suspension);
         let deny = move |index, vcpu: &mut VcpuFd| {
-            if suspension.take(index).is_some() {
-                // A vCPU that cannot be told stays off, as it is.
-                let _ =
-                    answer(vcpu, DENIED).and_then(|()| set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE));
-            }
+            // One that cannot be told stays off for now, as it is.
+            let _ = suspension.answer(index, |_| {
+                answer(vcpu, DENIED).and_then(|()| set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE))
+            });
         };
         match self.time.suspend(deny) {
-            Ok(true) if self.suspension.suspended(Instant::now()) => self.wake(),
+            Ok(true) if self.suspension.suspended(Instant::now()) => {
+                self.wake(|| self.time.resume())
+            }
             // One that asked too early was told. Whoever resumes a VM that is paused wakes its guest.
             Ok(_) | Err(Error::VcpuOn { .. }) => Ok(()),
-            Err(error) => Err(anyhow!(error).context("cannot suspend the guest")),
+            Err(error) => {
+                self.suspension.put_back();
+                sleep(LOOK_EVERY);
+                Err(anyhow!(error).context("cannot suspend the guest yet"))
+            }
         }
     }
 }

@@ -146,17 +146,23 @@ pub fn native_hz() -> u64 {
 
 /// The era that it is now: notes a change of the counter's frequency.
 pub fn era() -> Era {
-    let Some(mapping) = live().and_then(|live| live.mapping().ok()) else {
-        return Era::default();
-    };
-    let now_hz = mapping.native_frequency_hz.get();
-    let mut known = Era(ERA.load(Ordering::Relaxed));
-    while !known.is_at(now_hz) {
+    loop {
+        // Before the mapping: this CPU may be stopped in between and go on at another host, where others
+        // have noted the change already. What it read on the host before is no change then.
+        let known = Era(ERA.load(Ordering::Acquire));
+        let Some(mapping) = live().and_then(|live| live.mapping().ok()) else {
+            return Era::default();
+        };
+        let now_hz = mapping.native_frequency_hz.get();
+        if known.is_at(now_hz) {
+            return known;
+        }
         let next = known.next(now_hz);
-        let won = ERA.compare_exchange(known.0, next.0, Ordering::Relaxed, Ordering::Relaxed);
-        known = won.map_or_else(Era, |_| next);
+        let (set, missed) = (Ordering::AcqRel, Ordering::Relaxed);
+        if ERA.compare_exchange(known.0, next.0, set, missed).is_ok() {
+            return next;
+        }
     }
-    known
 }
 
 /// Every interface, for a report.

@@ -17,6 +17,8 @@ struct Armed {
     frequency_hz: u64,
     /// The clock before it was.
     since: Moment,
+    /// What had been stolen from the CPU just after that.
+    stolen_ns: u64,
     deadline: Option<u64>,
     interrupts: u32,
     fired_at: Option<u64>,
@@ -149,14 +151,14 @@ pub fn arm(order: &ArmTimer) -> Result<(), ArmError> {
         let mut place = TIMERS[registers::cpu()][index(order.timer)].lock();
         *place = None;
         set_control(order.timer, 0);
-        *place = Some(start(order)?);
+        *place = Some(start(order, registers::cpu())?);
         let masked = if order.masked { MASKED } else { 0 };
         set_control(order.timer, ENABLED | masked);
         Ok(())
     })
 }
 
-fn start(order: &ArmTimer) -> Result<Armed, ArmError> {
+fn start(order: &ArmTimer, cpu: usize) -> Result<Armed, ArmError> {
     let frequency_hz = if order.live {
         let live = interfaces::live().ok_or(ArmError::NoLiveTime)?;
         live.frequency().hz()
@@ -175,6 +177,7 @@ fn start(order: &ArmTimer) -> Result<Armed, ArmError> {
         return Err(ArmError::Period);
     }
     let since = Moment::now(order.live, order.timer)?;
+    let stolen_ns = interfaces::stolen_ns(cpu);
     let deadline = order.delay_us.map(|us| {
         let distance = ticks(us.unsigned_abs());
         if us < 0 {
@@ -193,6 +196,7 @@ fn start(order: &ArmTimer) -> Result<Armed, ArmError> {
         order: *order,
         frequency_hz,
         since,
+        stolen_ns,
         deadline,
         interrupts: 0,
         fired_at: None,
@@ -207,9 +211,11 @@ fn start(order: &ArmTimer) -> Result<Armed, ArmError> {
 
 /// The interrupt of a timer of this CPU.
 pub fn fired(cpu: usize, timer: Timer) {
-    // Before anything takes time.
-    let native = Moment::now(false, timer);
+    // Before anything takes time. What is stolen between the two looks counts for neither period.
+    let stolen_before_ns = interfaces::stolen_ns(cpu);
     let live = Moment::now(true, timer);
+    let native = Moment::now(false, timer);
+    let stolen_ns = [stolen_before_ns, interfaces::stolen_ns(cpu)];
     let control_now = control(timer);
     if control_now & DUE == 0 {
         // It was armed anew, or its line fell, while the interrupt was on its way.
@@ -222,7 +228,7 @@ pub fn fired(cpu: usize, timer: Timer) {
     let now = if armed.order.live { live } else { native };
     let Ok(now) = now else { return };
     armed.fired_at = armed.fired_at.or(Some(now.count));
-    if armed.rearm(now).is_ok_and(|is_again| is_again) {
+    if armed.rearm(now, stolen_ns).is_ok_and(|is_again| is_again) {
         set_control(timer, ENABLED);
     }
 }
@@ -232,7 +238,8 @@ impl Armed {
     ///
     /// It counts as armed from now on, not from when its register is written: so at every moment, and
     /// wherever a move of the VM falls, there is one that is armed.
-    fn rearm(&mut self, now: Moment) -> Result<bool, ArmError> {
+    /// `stolen_ns` is what had been stolen from the CPU before now and after it.
+    fn rearm(&mut self, now: Moment, stolen_ns: [u64; 2]) -> Result<bool, ArmError> {
         let (Some(periods), Some(deadline)) = (self.periods.as_mut(), self.deadline) else {
             return Ok(false);
         };
@@ -244,11 +251,12 @@ impl Armed {
                 deadline,
                 compare: compare_on(self.order.timer, self.order.live),
                 fired_at: now.count,
+                stolen_ns: stolen_ns[0].saturating_sub(self.stolen_ns),
             });
         }
         let passed = now.count.saturating_sub(deadline) / periods.period_ticks;
         let next = deadline.saturating_add((passed + 1).saturating_mul(periods.period_ticks));
-        (self.since, self.deadline) = (now, Some(next));
+        (self.since, self.stolen_ns, self.deadline) = (now, stolen_ns[1], Some(next));
         (self.interrupts, self.fired_at) = (0, None);
         set(self.order.timer, self.order.live, next)?;
         Ok(true)

@@ -71,6 +71,9 @@ pub struct Firing {
     pub compare: Option<u64>,
     /// The clock at its interrupt.
     pub fired_at: u64,
+    /// Nanoseconds that were stolen from its CPU meanwhile, by that CPU's own structure; 0 where there
+    /// is none.
+    pub stolen_ns: u64,
 }
 
 impl TimerState {

@@ -73,6 +73,9 @@ const HOSTS: [(&str, u64); 5] = [
     ("host-4-25-mhz", 25_000_000),
 ];
 
+/// Names of guests that were on each host before.
+const WARM_UPS: [&str; HOSTS.len()] = ["before-0", "before-1", "before-2", "before-3", "before-4"];
+
 /// How a guest goes, and how far.
 struct Way {
     hosts: usize,
@@ -177,13 +180,23 @@ fn boot(stage: &mut Stage, index: usize) -> Result<Host> {
     Ok(host)
 }
 
-fn start(case: &Case, host: &mut Host) -> Result<Guest> {
+/// Has a host run another such guest to its end. An emulator translates what a host's KVM does when it
+/// does it first, and takes milliseconds for that: a host that waits for a guest has had one before.
+fn warm_up(name: &'static str, case: &Case, host: &mut Host) -> Result<()> {
+    let guest = start(name, case, host)?;
+    guest.pause(host)?;
+    guest.resume(host)?;
+    sleep(Duration::from_millis(500))?;
+    guest.power_off(host)
+}
+
+fn start(name: &'static str, case: &Case, host: &mut Host) -> Result<Guest> {
     let spec = GuestSpec {
         image: GuestImage::El1,
         cpus: VCPUS,
         memory_mib: 16,
         vmm_options: case.vmm_options,
-        ..GuestSpec::new(case.guests[0])
+        ..GuestSpec::new(name)
     };
     let mut guest = Guest::start(&spec, host)?;
     guest.await_hello(host)?;
@@ -199,14 +212,16 @@ fn start(case: &Case, host: &mut Host) -> Result<Guest> {
 
 fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case, way: &Way) -> Result<()> {
     let mut host = boot(stage, 0)?;
-    let mut guest = start(case, &mut host)?;
+    let mut guest = start(case.guests[0], case, &mut host)?;
     let mut ideal = Ideal::start(HOSTS[0].1);
     let mut since = last(&guest, &mut host, "start")?;
+    let mut paused_ns = paused(&guest, &mut host)?;
     let mut first = bare(&mut guest, &mut host).clocks()?;
     for (index, (next_host, next_hz)) in HOSTS.iter().enumerate().take(way.hosts).skip(1) {
         let name = case.guests[index];
         stage.step(&format!("take {name} to {next_host}"));
         let mut next = boot(stage, index)?;
+        warm_up(WARM_UPS[index], case, &mut next)?;
         let latest = bare(&mut guest, &mut host).clocks()?;
         let end = Anchor::between(&since, &host.clocks()?);
         journey.enter_run([Anchor::of(&since), end], [&first, &latest], case.pv_hz);
@@ -233,8 +248,13 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case, way: &W
         ideal = arrived;
         let is_last = index + 1 == way.hosts;
         sleep(way.after_hop)?;
+        let looked = bare(&mut guest, &mut host).timers()?;
+        journey.timers.looked(looked);
+        let before_ns = std::mem::replace(&mut paused_ns, paused(&guest, &mut host)?);
+        journey
+            .timers
+            .stopped_for(beyond_gap(&since, [&before_ns, &paused_ns]));
         let mut asked = bare(&mut guest, &mut host);
-        journey.timers.looked(asked.timers()?);
         if is_last {
             // The guest keeps the last firing that crossed a hop, and the one before was seen now.
             sleep(way.after_last)?;
@@ -283,6 +303,20 @@ fn migrate(
     let clocks = [host.clocks()?, next.clocks()?];
     let error_us = report.blackout_error_us(clocks.each_ref());
     error_us.context("nothing was recorded of a gap")
+}
+
+/// For how long each vCPU was stopped by moves so far, in ns, by its accounts.
+fn paused(guest: &Guest, host: &mut Host) -> Result<Vec<u64>> {
+    let accounts = guest.ledger(host)?.into_iter();
+    Ok(accounts.map(|it| it.paused_ns.migration_ns).collect())
+}
+
+/// By how much these grew beyond the gap of a move; 0 where the way was no move.
+fn beyond_gap(record: &Adjustment, [before, after]: [&Vec<u64>; 2]) -> Vec<u64> {
+    let gap_ns = record.gap.as_ref().map_or(i128::MAX, |gap| gap.ns);
+    let grown = before.iter().zip(after);
+    let beyond = grown.map(|(before, after)| i128::from(*after) - i128::from(*before) - gap_ns);
+    beyond.map(|ns| u64::try_from(ns).unwrap_or(0)).collect()
 }
 
 fn bare<'a>(guest: &'a mut Guest, host: &'a mut Host) -> OnHost<'a> {

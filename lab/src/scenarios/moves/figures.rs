@@ -157,6 +157,7 @@ mod tests {
             after: at,
             live: None,
             unanswered_ms: None,
+            unfinished_ms: None,
         }
     }
 

@@ -73,6 +73,28 @@ fn an_announced_sleep_stops_a_vm_and_its_end_lets_no_other_pause_end() {
 }
 
 #[test]
+fn the_end_of_a_sleep_does_not_wait_for_a_slow_guest() {
+    let (vm, api) = started();
+    vm.guest_is_slow.store(true, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let prepared = scope.spawn(|| fault(&api, "PUT", "/time/host-sleep", PREPARE));
+        while api.changes.lock().is_none() {
+            std::thread::yield_now();
+        }
+        let (status, message) = fault(&api, "PATCH", "/vm", PAUSE);
+        assert_eq!(status, 409);
+        assert!(message.contains("client's prepare-sleep is"), "{message}");
+        assert_eq!(ask(&api, "PUT", "/time/host-sleep", FINISH).0, 204);
+        let (status, message) = prepared.join().unwrap();
+        assert_eq!(status, 410);
+        assert!(message.contains("was said to be over"), "{message}");
+    });
+    assert_eq!(ask(&api, "GET", "/", "").1["state"], "Running");
+    assert_eq!(vm.records.last(), 1, "nothing was done");
+    assert_eq!(ask(&api, "PATCH", "/vm", PAUSE).0, 204);
+}
+
+#[test]
 fn a_vm_that_was_not_started_is_in_no_state_to_be_changed() {
     let api = Api::new(FakeVm::default());
     assert_eq!(ask(&api, "GET", "/", "").1["state"], "Not started");

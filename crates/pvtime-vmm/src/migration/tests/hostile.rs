@@ -260,6 +260,7 @@ fn what_makes_no_sense_is_refused() {
         ("stolen_time_period", 0, "is 1 to 10000 ms, not 0"),
         ("stolen_time_period", 10_001, "is 1 to 10000 ms, not 10001"),
         ("suspend_limit", 99, "is 100 to 600000 ms, not 99"),
+        ("sleep_limit", 999, "is 1000 to 86400000 ms, not 999"),
     ] {
         let mut odd = serde_json::to_value(offer()).unwrap();
         odd["time"][field] = ms.into();

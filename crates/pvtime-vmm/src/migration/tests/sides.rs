@@ -197,6 +197,7 @@ pub fn offer() -> Offer {
             on_stall: StallArg::Report,
             suspend_guest: None,
             suspend_limit: 4_000,
+            sleep_limit: 60_000,
             watch_host: SwitchArg::Off,
         },
         memory: vec![range],
