@@ -122,7 +122,11 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     ),
     (
         "suspend-announced",
-        "twenty sleeps of four seconds; suspends makes one",
+        "forty sleeps of four seconds; suspends makes one",
+    ),
+    (
+        "suspend-both-ways",
+        "ten sleeps of four seconds; suspends makes one",
     ),
     (
         "suspend-unannounced",
@@ -184,6 +188,7 @@ pub const ALL: &[Scenario] = &[
     watchdog::SCENARIO,
     suspend::SOME,
     suspend::ANNOUNCED,
+    suspend::BOTH_WAYS,
     suspend::UNANNOUNCED,
     suspend_linux::SCENARIO,
     suspend_el1::SCENARIO,
