@@ -18,6 +18,9 @@ const GUEST_PROGRAM: &str = "init";
 /// The bare-metal guest, an arm64 Image.
 const BARE_GUEST: &str = "el1";
 
+/// What an emulated host with `FEAT_ECV` has at EL3.
+const FIRMWARE: &str = "el3";
+
 /// What virtio's network device needs, below the folder of a kernel's modules.
 const NETWORK_MODULES: [&str; 3] = [
     "net/core/failover",
@@ -96,6 +99,14 @@ impl Assets {
     /// When it is not there.
     pub fn bare_guest(&self) -> Result<PathBuf> {
         self.program(BARE_GUEST)
+    }
+
+    /// Path of the firmware of hosts with `FEAT_ECV`.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn firmware(&self) -> Result<PathBuf> {
+        self.program(FIRMWARE)
     }
 
     /// Modules of the hosts' kernel for virtio's network devices, each after those that it needs;

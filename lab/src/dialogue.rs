@@ -2,6 +2,7 @@
 
 use crate::host::Host;
 use crate::interrupt;
+use crate::lost::Moment;
 use crate::sightings::Sighting;
 use anyhow::{Context, Result, bail};
 use guest_protocol::{Action, Body, MAX_LINE, Report, Request};
@@ -149,7 +150,30 @@ impl Dialogue {
         }
     }
 
-    /// The same as often: a guest that has nothing else to do answers at once.
+    /// The virtual counter of a bare-metal guest, as ns, read so often.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn counters(&mut self, host: &mut Host, count: usize) -> Result<Vec<Moment>> {
+        let hz = host.facts().counter_frequency_hz.context("no frequency")?;
+        let mut read = || {
+            let asked = Instant::now();
+            match self.ask_when(host, Action::Clocks)? {
+                (Body::Clocks(clocks), answered) => {
+                    let ns = u128::from(clocks.virtual_after) * 1_000_000_000 / u128::from(hz);
+                    Ok(Moment {
+                        asked,
+                        answered,
+                        clock_ns: u64::try_from(ns)?,
+                    })
+                }
+                (other, _) => bail!("the guest sent {other:?} for its clocks"),
+            }
+        };
+        (0..count).map(|_| read()).collect()
+    }
+
+    /// The same as [`Self::sight`] as often: a guest that has nothing else to do answers at once.
     ///
     /// # Errors
     /// As [`Self::ask`].

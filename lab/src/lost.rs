@@ -5,6 +5,17 @@ use anyhow::{Context, Result, bail};
 use guest_protocol::report::Sample;
 use std::time::Instant;
 
+/// A guest's clock, read between two moments of the lab's.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// Before it was read.
+    pub asked: Instant,
+    /// After that.
+    pub answered: Instant,
+    /// What it said.
+    pub clock_ns: u64,
+}
+
 /// A length of time between two bounds, in ns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
@@ -26,28 +37,40 @@ impl Bounds {
         after: &[Sighting],
         clock_ns: impl Fn(&Sample) -> u64,
     ) -> Result<Self> {
+        let moments = |sights: &[Sighting]| -> Vec<Moment> {
+            let of = |sight: &Sighting| Moment {
+                asked: sight.asked,
+                answered: sight.answered,
+                clock_ns: clock_ns(&sight.sample),
+            };
+            sights.iter().map(of).collect()
+        };
+        Self::of(&moments(before), &moments(after))
+    }
+
+    /// The same for any clock.
+    ///
+    /// # Errors
+    /// As [`Self::lost`].
+    pub fn of(before: &[Moment], after: &[Moment]) -> Result<Self> {
         let origin = before.first().context("no sample was taken")?.asked;
-        let before = Self::behind(before, origin, &clock_ns)?;
-        let after = Self::behind(after, origin, &clock_ns)?;
+        let before = Self::behind(before, origin)?;
+        let after = Self::behind(after, origin)?;
         Ok(Self {
             least: after.least - before.most,
             most: after.most - before.least,
         })
     }
 
-    fn behind(
-        sights: &[Sighting],
-        origin: Instant,
-        clock_ns: impl Fn(&Sample) -> u64,
-    ) -> Result<Self> {
+    fn behind(moments: &[Moment], origin: Instant) -> Result<Self> {
         let since = |at: Instant| {
             at.saturating_duration_since(origin)
                 .as_nanos()
                 .cast_signed()
         };
-        let of = |sight: &Sighting| i128::from(clock_ns(&sight.sample));
-        let least = sights.iter().map(|it| since(it.asked) - of(it)).max();
-        let most = sights.iter().map(|it| since(it.answered) - of(it)).min();
+        let of = |moment: &Moment| i128::from(moment.clock_ns);
+        let least = moments.iter().map(|it| since(it.asked) - of(it)).max();
+        let most = moments.iter().map(|it| since(it.answered) - of(it)).min();
         let (least, most) = least.zip(most).context("no sample was taken")?;
         if least > most {
             bail!(

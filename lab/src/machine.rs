@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 /// Folder of a host's files in its initramfs.
 pub const FILES: &str = "lab";
 
+/// Where the firmware starts: between QEMU's own first instructions, at the start of RAM, and any kernel.
+const FIRMWARE_ADDRESS: u64 = 0x4001_0000;
+
 /// Niceness of QEMU.
 const PRECEDENCE: i32 = -10;
 
@@ -109,6 +112,11 @@ impl Machine {
                 spec.counter_frequency_hz
             );
         }
+        if spec.enhanced_counter && spec.cpus < 2 {
+            bail!(
+                "the firmware of a host with FEAT_ECV needs two CPUs to start one of them at EL2"
+            );
+        }
         let archive = logs.join(format!("{}.cpio", spec.name));
         fs::write(&archive, host_initramfs(spec, assets)?)
             .with_context(|| format!("cannot write {}", archive.display()))?;
@@ -117,6 +125,7 @@ impl Machine {
         let mut command = Command::new(assets.emulator_of(spec));
         command
             .args(qemu_arguments(spec))
+            .args(firmware_arguments(spec, assets)?)
             .arg("-kernel")
             .arg(&assets.host_kernel)
             .arg("-initrd")
@@ -256,18 +265,31 @@ pub(crate) fn start(command: &mut Command, stdin: OwnedFd, log: &Path) -> Result
     })
 }
 
+/// Has the first CPU start in our firmware, at EL3. Everything else is as without: QEMU loads the kernel,
+/// and answers PSCI itself.
+fn firmware_arguments(spec: &HostSpec, assets: &Assets) -> Result<Vec<String>> {
+    if !spec.enhanced_counter {
+        return Ok(Vec::new());
+    }
+    let file = assets.firmware()?;
+    // A comma ends a value of QEMU's, two are one.
+    let file = file.display().to_string().replace(',', ",,");
+    let loader = format!("loader,file={file},addr={FIRMWARE_ADDRESS:#x},force-raw=on,cpu-num=0");
+    Ok(vec!["-device".to_owned(), loader])
+}
+
 fn qemu_arguments(spec: &HostSpec) -> Vec<String> {
     let virtualization = if spec.virtualization { "on" } else { "off" };
-    // The first has no FEAT_ECV, the other all that the emulator knows.
-    let cpu = if spec.enhanced_counter {
-        "max"
+    // The one has no FEAT_ECV, the other all that the emulator knows, and EL3 to let EL2 have it.
+    let (cpu, secure) = if spec.enhanced_counter {
+        ("max", "on")
     } else {
-        "cortex-a76"
+        ("cortex-a76", "off")
     };
     // A panic ends QEMU, which ends the channel, which the lab reports with the console's last words.
     let arguments = format!(
         "-nodefaults -no-user-config -display none -monitor none -no-reboot \
-         -M virt,virtualization={virtualization},gic-version=3 \
+         -M virt,virtualization={virtualization},secure={secure},gic-version=3 \
          -cpu {cpu},cntfrq={} -smp {} -m {} \
          -device virtio-serial-pci -chardev socket,id=lab,fd=0 \
          -device virtserialport,chardev=lab,name={PORT_NAME}",

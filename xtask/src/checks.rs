@@ -55,9 +55,13 @@ const CHECKS: &[Check] = &[
         run: |workspace| {
             let target = ["--target", BARE_TARGET];
             let libraries = [&BARE[..], &["--lib"], &target].concat();
-            let guest = [&["--package=guest-el1"][..], &target].concat();
+            let images = [
+                &["--package=guest-el1", "--package=lab-firmware"][..],
+                &target,
+            ]
+            .concat();
             clippy(workspace, &libraries)?;
-            clippy(workspace, &guest)
+            clippy(workspace, &images)
         },
     },
     Check {

@@ -81,13 +81,6 @@ enum Task {
     },
 }
 
-/// The one scenario with a Debian guest, whose kernel has drivers for keys.
-const DEBIAN_SCENARIO: &str = "suspend-coordinated";
-/// The one scenario with another VMM, besides the bench.
-const PEER_SCENARIO: &str = "side-by-side";
-/// Names the other VMM to the lab.
-const PEER: &str = "PVTIME_LAB_PEER";
-
 fn main() -> ExitCode {
     match Workspace::find().and_then(|workspace| run(&workspace, Cli::parse().task)) {
         Ok(code) => code,
@@ -113,7 +106,7 @@ fn run(workspace: &Workspace, task: Task) -> Result<ExitCode> {
         Task::Bench { options } => {
             let lab = programs::build_lab(workspace)?.with_hosts(workspace)?;
             let mut command = lab.command();
-            command.env(PEER, setup::prepare_peer(workspace)?);
+            command.env(setup::PEER, setup::prepare_peer(workspace)?);
             process::run(command.arg("bench").args(options))?;
             add_reads(workspace)
         }
@@ -128,18 +121,7 @@ fn run(workspace: &Workspace, task: Task) -> Result<ExitCode> {
             };
             let mut command = lab.command();
             for name in arguments.iter().filter(|_| needs_hosts) {
-                match name.to_str().unwrap_or_default() {
-                    DEBIAN_SCENARIO => {
-                        let kernel = setup::prepare_key_kernel(workspace)?;
-                        command.env("PVTIME_LAB_KEY_KERNEL", kernel);
-                        let userland = setup::prepare_userland(workspace)?;
-                        command.env("PVTIME_LAB_USERLAND", userland);
-                    }
-                    PEER_SCENARIO => {
-                        command.env(PEER, setup::prepare_peer(workspace)?);
-                    }
-                    _ => {}
-                }
+                setup::equip(workspace, name.to_str().unwrap_or_default(), &mut command)?;
             }
             Err(process::replace_by(command.args(arguments)))
         }

@@ -15,8 +15,8 @@ pub const TARGET: &str = "aarch64-unknown-linux-musl";
 /// Target of what runs without an operating system.
 pub const BARE_TARGET: &str = "aarch64-unknown-none";
 
-/// The bare-metal guest: an `Image` beside the programs.
-const BARE_GUEST: &str = "el1";
+/// The bare-metal guest and the firmware of hosts that have any: flat files beside the programs.
+const IMAGES: [&str; 2] = ["el1", "el3"];
 
 /// Cargo profile for them.
 const PROFILE: &str = "lab";
@@ -78,7 +78,7 @@ pub fn build_for_hosts(workspace: &Workspace) -> Result<()> {
         let message: Value = serde_json::from_str(message).context("cargo printed no JSON")?;
         name_for_kvm(&message, &folder)?;
     }
-    build_bare_guest(workspace)
+    build_images(workspace)
 }
 
 /// Copies a test or an example that was built to its name.
@@ -99,17 +99,17 @@ fn name_for_kvm(message: &Value, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the bare-metal guest, and puts it where the lab finds the other programs.
-fn build_bare_guest(workspace: &Workspace) -> Result<()> {
-    let mut command = workspace.cargo(&["build", "--quiet", "--package=guest-el1"]);
+/// Builds what runs without an operating system, and puts it where the lab finds the other programs.
+fn build_images(workspace: &Workspace) -> Result<()> {
+    let mut command = workspace.cargo(&["build", "--quiet"]);
+    command.args(["--package=guest-el1", "--package=lab-firmware"]);
     process::run(command.args(["--target", BARE_TARGET, "--profile", PROFILE]))?;
     let folder = |target| workspace.target.join(target).join(PROFILE);
-    let (from, to) = (
-        folder(BARE_TARGET).join(BARE_GUEST),
-        folder(TARGET).join(BARE_GUEST),
-    );
-    fs::copy(&from, &to)
-        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    for image in IMAGES {
+        let (from, to) = (folder(BARE_TARGET).join(image), folder(TARGET).join(image));
+        fs::copy(&from, &to)
+            .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    }
     Ok(())
 }
 

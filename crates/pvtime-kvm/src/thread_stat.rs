@@ -13,26 +13,22 @@
 //!
 //! Stretches that are under way are in no account but `run`: a sample is whole only while the
 //! thread is out of the guest.
-#![expect(
-    unsafe_code,
-    reason = "clocks of other threads and KVM's statistics are plain ioctls"
-)]
+#![expect(unsafe_code, reason = "clocks of other threads have no safe wrapper")]
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use pvtime::host::ledger::ThreadSample;
 use rustix::thread::Pid;
-use vmm_sys_util::ioctl::ioctl;
 
 use crate::clock;
+use halt::UnderWay;
 
-mod number {
-    vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, kvm_bindings::KVMIO, 0xce);
-}
+mod halt;
+
+pub use halt::HaltTime;
 
 /// A thread's accounts could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -159,87 +155,13 @@ pub fn run_ns(thread: Pid) -> Result<u64, Error> {
     Ok(clock::nanoseconds(time))
 }
 
-/// KVM's own count of how long a vCPU waited for something to do.
-#[derive(Debug)]
-pub struct HaltTime {
-    statistics: File,
-    /// Where the number is.
-    offset: u64,
-}
-
-impl HaltTime {
-    const NAME: &'static str = "halt_wait_ns";
-
-    /// For a vCPU.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::KvmStatistics`] and [`Error::NoStatistic`].
-    pub fn of(vcpu: &impl AsRawFd) -> Result<Self, Error> {
-        // SAFETY: the ioctl takes no argument and returns a new file descriptor.
-        let statistics: RawFd = unsafe { ioctl(vcpu, number::KVM_GET_STATS_FD()) };
-        if statistics < 0 {
-            return Err(Error::KvmStatistics {
-                source: io::Error::last_os_error(),
-            });
-        }
-        // SAFETY: the descriptor is new and nobody else's.
-        let statistics = unsafe { File::from_raw_fd(statistics) };
-        let offset = find(&statistics, Self::NAME)
-            .map_err(|source| Error::KvmStatistics { source })?
-            .ok_or(Error::NoStatistic { name: Self::NAME })?;
-        Ok(Self { statistics, offset })
-    }
-
-    /// In ns since the vCPU was made; a wait counts when it has ended.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::KvmStatistics`].
-    pub fn read_ns(&self) -> Result<u64, Error> {
-        let mut bytes = [0; 8];
-        self.statistics
-            .read_exact_at(&mut bytes, self.offset)
-            .map_err(|source| Error::KvmStatistics { source })?;
-        Ok(u64::from_ne_bytes(bytes))
-    }
-}
-
-/// Finds a statistic by its name (Documentation/virt/kvm/api.rst, `KVM_GET_STATS_FD`): a header of
-/// six 32-bit fields, then descriptors of 16 bytes and a name, then the numbers.
-fn find(statistics: &impl FileExt, wanted: &str) -> io::Result<Option<u64>> {
-    const DESCRIPTOR_BYTES: usize = 16;
-    let mut header = [0; 24];
-    statistics.read_exact_at(&mut header, 0)?;
-    let [_flags, name_bytes, count, _id, descriptors, data] =
-        std::array::from_fn(|field| u32_at(&header, 4 * field));
-    let stride = DESCRIPTOR_BYTES + name_bytes as usize;
-    let mut descriptor = vec![0; stride];
-    for index in 0..u64::from(count) {
-        statistics.read_exact_at(
-            &mut descriptor,
-            u64::from(descriptors) + index * stride as u64,
-        )?;
-        let name = descriptor[DESCRIPTOR_BYTES..]
-            .split(|byte| *byte == 0)
-            .next();
-        if name == Some(wanted.as_bytes()) {
-            return Ok(Some(u64::from(data) + u64::from(u32_at(&descriptor, 8))));
-        }
-    }
-    Ok(None)
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> u32 {
-    u32::from_ne_bytes(*bytes[offset..].first_chunk().expect("inside the structure"))
-}
-
 /// The cumulative accounts of one vCPU's thread.
 #[derive(Debug)]
 pub struct ThreadAccounts {
     thread: Pid,
     run_delay: RunDelay,
     halt: HaltTime,
+    under_way: UnderWay,
     idle_ns: u64,
     last: Raw,
     was_off: bool,
@@ -267,6 +189,7 @@ impl ThreadAccounts {
             thread,
             run_delay: RunDelay::of(thread)?,
             halt,
+            under_way: UnderWay::default(),
             idle_ns: 0,
             last: Raw::default(),
             was_off: true,
@@ -305,8 +228,7 @@ impl ThreadAccounts {
     }
 
     /// Time in which the thread ran, waited for a CPU, or had its vCPU halted, in ns since it
-    /// began: its guest ran in no other time. For a thread that waits outside the guest, or for a
-    /// bound that may be too low by what is under way.
+    /// began: its guest ran in no other time. For a thread that is outside the guest.
     ///
     /// # Errors
     ///
@@ -314,6 +236,24 @@ impl ThreadAccounts {
     pub fn busy_ns(&self) -> Result<u64, Error> {
         let now = self.read()?;
         Ok(now.run_ns + now.run_delay_ns + now.halt_ns)
+    }
+
+    /// The same for a thread that may be in the guest, with as much of a halt that is under way as was
+    /// seen of it at earlier calls: KVM counts that halt as a whole when it ends.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub fn busy_so_far_ns(&mut self) -> Result<u64, Error> {
+        // Before the halt is looked at, which is not counted while it lasts.
+        let halt_ns = self.halt.read_ns()?;
+        let run_delay_ns = self.run_delay.read_ns()?;
+        let is_halted = self.halt.is_under_way()?;
+        let before_ns = clock::boottime_ns();
+        let run_ns = run_ns(self.thread)?;
+        let after_ns = clock::boottime_ns();
+        let halted_ns = self.under_way.see(is_halted, run_ns, before_ns, after_ns);
+        Ok(run_ns + run_delay_ns + halt_ns + halted_ns)
     }
 
     fn at(&self, now: Raw) -> ThreadSample {
@@ -353,8 +293,6 @@ impl Raw {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     #[test]
@@ -419,27 +357,5 @@ mod tests {
         assert_eq!(now(300, 100, 0).idle_ns_since(&last, true), 600);
         // Clocks that are read one after the other may claim a little too much.
         assert_eq!(now(990, 20, 5).idle_ns_since(&last, false), 0);
-    }
-
-    #[test]
-    fn a_statistic_is_found_by_its_name() {
-        let mut file = tempfile::tempfile().unwrap();
-        let names: [&[u8; 16]; 2] = [b"halt_wait\0\0\0\0\0\0\0", b"halt_wait_ns\0\0\0\0"];
-        let mut bytes: Vec<u8> = [0u32, 16, 2, 24, 24, 88].map(u32::to_ne_bytes).concat();
-        for (name, offset) in names.into_iter().zip([0u32, 8]) {
-            bytes.extend([0u32, 0, offset, 0].map(u32::to_ne_bytes).concat());
-            bytes.extend(name);
-        }
-        assert_eq!(bytes.len(), 88);
-        bytes.extend([7u64, 1_000_000_007].map(u64::to_ne_bytes).concat());
-        file.write_all(&bytes).unwrap();
-
-        let offset = find(&file, HaltTime::NAME).unwrap().unwrap();
-        let halt = HaltTime {
-            statistics: file,
-            offset,
-        };
-        assert_eq!(halt.read_ns().unwrap(), 1_000_000_007);
-        assert_eq!(find(&halt.statistics, "halt").unwrap(), None);
     }
 }

@@ -6,10 +6,7 @@ use kvm_ioctls::VcpuFd;
 use pvtime::host::timers::{Timer, TimerControl, VcpuTimers};
 use pvtime::scale::CompareValue;
 
-use crate::registers::{PTIMER_CTL, PTIMER_CVAL, TIMER_CTL, TIMER_CVAL};
-
-/// `CNTKCTL_EL1`, which holds the event stream.
-const CNTKCTL_EL1: u64 = 0x6030_0000_0013_c708;
+use crate::registers::{CNTKCTL_EL1, PTIMER_CTL, PTIMER_CVAL, TIMER_CTL, TIMER_CVAL, TIMERS};
 
 /// Reads a 64-bit register.
 pub fn get(vcpu: &VcpuFd, register: u64) -> io::Result<u64> {
@@ -42,7 +39,7 @@ pub fn read(vcpu: &VcpuFd) -> io::Result<VcpuTimers> {
     ))
 }
 
-/// Writes a vCPU's timers: each compare value before the control that lets it fire.
+/// Writes a vCPU's timers.
 pub fn write(vcpu: &VcpuFd, timers: &VcpuTimers) -> io::Result<()> {
     let VcpuTimers {
         virtual_timer,
@@ -50,9 +47,13 @@ pub fn write(vcpu: &VcpuFd, timers: &VcpuTimers) -> io::Result<()> {
         event_control,
         asked: _,
     } = timers;
-    set(vcpu, CNTKCTL_EL1, *event_control)?;
-    set(vcpu, TIMER_CVAL, virtual_timer.compare_value.0)?;
-    set(vcpu, PTIMER_CVAL, physical_timer.compare_value.0)?;
-    set(vcpu, TIMER_CTL, virtual_timer.control.0.into())?;
-    set(vcpu, PTIMER_CTL, physical_timer.control.0.into())
+    let values = [
+        *event_control,
+        virtual_timer.compare_value.0,
+        physical_timer.compare_value.0,
+        virtual_timer.control.0.into(),
+        physical_timer.control.0.into(),
+    ];
+    let mut registers = TIMERS.into_iter().zip(values);
+    registers.try_for_each(|(register, value)| set(vcpu, register, value))
 }

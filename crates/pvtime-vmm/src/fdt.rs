@@ -146,12 +146,15 @@ fn interrupt_controller(fdt: &mut FdtWriter, vcpus: usize) -> Result<(), Error> 
     fdt.end_node(node)
 }
 
-/// The generic timer with the interrupts that KVM gives it: secure and non-secure physical,
-/// virtual, and hypervisor, as the binding orders them.
+/// Interrupts that KVM gives the generic timer: secure and non-secure physical, virtual, and hypervisor,
+/// as the binding orders them. The first private interrupt of a vCPU is number 16 to KVM and 0 here.
+const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
+
+/// The generic timer.
 fn timer(fdt: &mut FdtWriter) -> Result<(), Error> {
     let node = fdt.begin_node("timer")?;
     fdt.property_string("compatible", "arm,armv8-timer")?;
-    let interrupts = [13, 14, 11, 10].map(|ppi| [INTERRUPT_PPI, ppi, LEVEL_HIGH]);
+    let interrupts = TIMER_PPIS.map(|ppi| [INTERRUPT_PPI, ppi, LEVEL_HIGH]);
     fdt.property_array_u32("interrupts", interrupts.as_flattened())?;
     // A vCPU's timers do not stop when it idles.
     fdt.property_null("always-on")?;
@@ -249,6 +252,8 @@ fn keys(fdt: &mut FdtWriter) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use fdt::Fdt;
 
     use super::*;
@@ -292,6 +297,19 @@ mod tests {
                 time.base + time.size <= start || start + ram.size.unwrap() as u64 <= time.base
             );
         }
+    }
+
+    #[test]
+    fn t16_each_timer_has_a_private_interrupt_of_its_own() {
+        let of_kvm = TIMER_PPIS.map(|ppi| ppi + 16);
+        assert_eq!(
+            of_kvm[1..3],
+            [30, 27],
+            "as KVM has the physical and the virtual"
+        );
+        assert!(of_kvm.iter().all(|number| (16..32).contains(number)));
+        let distinct: BTreeSet<_> = of_kvm.into();
+        assert_eq!(distinct.len(), of_kvm.len());
     }
 
     #[test]

@@ -24,6 +24,22 @@ pub struct CpuListError {
     pub text: String,
 }
 
+/// Takes a CPU off or brings it back.
+///
+/// # Errors
+/// Names the CPU, and says what the kernel says.
+pub fn set_online(cpu: u32, online: bool) -> Result<()> {
+    let file = format!("/sys/devices/system/cpu/cpu{cpu}/online");
+    let (digit, done) = if online {
+        ("1", "brought back")
+    } else {
+        ("0", "taken off")
+    };
+    fs::write(file, digit).with_context(|| {
+        format!("CPU {cpu} cannot be {done}; is it there, and does the kernel have HOTPLUG_CPU?")
+    })
+}
+
 impl CpuList {
     /// CPUs that may ever come online.
     pub fn possible() -> Result<Self> {

@@ -15,7 +15,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::clocks::Reading;
 use crate::counter;
-use crate::cpus::CpuList;
+use crate::cpus::{self, CpuList};
 use crate::memory::Memory;
 use crate::options::Options;
 use crate::pauses::Pauses;
@@ -165,6 +165,10 @@ impl Guest {
                 Ok(()) => bodies.push(Body::Done),
                 Err(error) => return Ok(refusal(ErrorKind::Refused, request.id, error)),
             },
+            Action::SetOnline { cpu, online } => match self.set_online(cpu, online) {
+                Ok(()) => bodies.push(Body::Done),
+                Err(error) => return Ok(refusal(ErrorKind::Refused, request.id, error)),
+            },
             Action::Fill(order) => match self.memory.fill(&order) {
                 Ok(()) => bodies.push(Body::Done),
                 Err(error) => return Ok(refusal(ErrorKind::Refused, request.id, error)),
@@ -209,6 +213,14 @@ impl Guest {
             self.online
         );
         self.workers.set(cpu, workload)?;
+        self.stay_off_busy_cpus()
+    }
+
+    /// Its worker ends first: Linux would move it to another CPU, and not back.
+    fn set_online(&mut self, cpu: u32, online: bool) -> Result<()> {
+        self.workers.set(cpu, Workload::Idle)?;
+        cpus::set_online(cpu, online)?;
+        self.online = CpuList::online()?;
         self.stay_off_busy_cpus()
     }
 
@@ -339,6 +351,19 @@ mod tests {
             cpu + 1
         );
         assert_eq!(error(&refused), (ErrorKind::Refused, expected.as_str()));
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_there_is_refused_and_not_brought_back() {
+        let (mut guest, _) = guest();
+        let line = r#"{"type":"set_online","id":7,"body":{"cpu":4096,"online":true}}"#;
+        let refused = bodies(&mut guest, line, Some(7));
+        let (kind, message) = error(&refused);
+        assert_eq!(kind, ErrorKind::Refused);
+        assert!(
+            message.starts_with("CPU 4096 cannot be brought back; is it there"),
+            "{message}"
+        );
     }
 
     #[test]

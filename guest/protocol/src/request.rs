@@ -39,6 +39,13 @@ pub enum Action {
         /// Its work from now on.
         workload: Workload,
     },
+    /// Take a CPU off or bring it back; it is idle afterwards. Answer: `done`.
+    SetOnline {
+        /// Number of the CPU in the guest.
+        cpu: u32,
+        /// Whether it is to run.
+        online: bool,
+    },
     /// Say which time interfaces there are and what they show. Answer:
     /// [`Interfaces`](crate::report::Interfaces).
     Interfaces,
@@ -171,6 +178,12 @@ struct CpuWorkload {
     workload: Workload,
 }
 
+#[derive(Serialize, Deserialize)]
+struct CpuOnline {
+    cpu: u32,
+    online: bool,
+}
+
 impl Request {
     /// A request whose answer carries no number.
     #[must_use]
@@ -200,6 +213,9 @@ impl Request {
             }
             Action::SetWorkload { cpu, workload } => {
                 wire::emit(name, id, Some(&CpuWorkload { cpu, workload }), buffer)
+            }
+            Action::SetOnline { cpu, online } => {
+                wire::emit(name, id, Some(&CpuOnline { cpu, online }), buffer)
             }
             Action::ArmTimer(order) => wire::emit(name, id, Some(&order), buffer),
             Action::SetEventStream { rate_hz } => {
@@ -239,6 +255,10 @@ impl Request {
                 let CpuWorkload { cpu, workload } = head.parse_body("set_workload")?;
                 Action::SetWorkload { cpu, workload }
             }
+            "set_online" => {
+                let CpuOnline { cpu, online } = head.parse_body("set_online")?;
+                Action::SetOnline { cpu, online }
+            }
             "interfaces" => Action::Interfaces,
             "clocks" => Action::Clocks,
             "arm_timer" => Action::ArmTimer(head.parse_body("arm_timer")?),
@@ -270,6 +290,7 @@ impl Action {
             Self::Spin => "spin",
             Self::SetPeriod { .. } => "set_period",
             Self::SetWorkload { .. } => "set_workload",
+            Self::SetOnline { .. } => "set_online",
             Self::Interfaces => "interfaces",
             Self::Clocks => "clocks",
             Self::ArmTimer(_) => "arm_timer",

@@ -302,6 +302,7 @@ fn request() -> impl Strategy<Value = Request> {
         any::<u32>().prop_map(|period_ms| Action::SetPeriod { period_ms }),
         (any::<u32>(), workload())
             .prop_map(|(cpu, workload)| Action::SetWorkload { cpu, workload }),
+        any::<(u32, bool)>().prop_map(|(cpu, online)| Action::SetOnline { cpu, online }),
         Just(Action::Interfaces),
         Just(Action::Clocks),
         arm_timer().prop_map(Action::ArmTimer),
@@ -443,6 +444,13 @@ fn requests_are_these_lines() {
         (
             Request::new(Action::SetPeriod { period_ms: 250 }),
             r#"{"type":"set_period","body":{"period_ms":250}}"#,
+        ),
+        (
+            Request::new(Action::SetOnline {
+                cpu: 3,
+                online: false,
+            }),
+            r#"{"type":"set_online","body":{"cpu":3,"online":false}}"#,
         ),
         (
             Request::new(spin).with_id(4_294_967_295),

@@ -1,5 +1,6 @@
-//! A guest with four vCPUs, each of which finds its own structure.
+//! A guest with four vCPUs, each of which finds its own structure, and one of which goes off and comes back.
 
+use super::replugged::Replugged;
 use super::three_guests::PROC_STAT_LIMIT_MS;
 use super::watch::{Figures, structure};
 use crate::guest::{Guest, GuestSpec};
@@ -31,6 +32,7 @@ pub struct FourVcpus {
     own_structures: u32,
     /// How far the figure of each CPU is from its structure.
     differences_ms: Vec<f64>,
+    replugged: Option<Replugged>,
 }
 
 impl FourVcpus {
@@ -52,12 +54,18 @@ impl FourVcpus {
             seen.differences_ms.push(figures.difference_ms(cpu, cpu)?);
         }
         seen.own_structures = seen.own_structures.min(hello.cpus_online);
+        seen.replugged = Some(Replugged::see(&mut guest, host)?);
         stage.keep_time(&mut guest, host)?;
         guest.power_off(host)?;
         Ok(seen)
     }
 
-    pub fn check(&self) -> Check {
+    pub fn checks(&self) -> Vec<Check> {
+        let replugged = self.replugged.iter().flat_map(Replugged::checks);
+        std::iter::once(self.check_own()).chain(replugged).collect()
+    }
+
+    fn check_own(&self) -> Check {
         let (measured, limit) = (self.own_structures.into(), Limit::Equals(VCPUS.into()));
         let detail = format!(
             "each from its own structure: {:.1?} ms",

@@ -28,6 +28,7 @@ mod pause_advance;
 mod pause_freeze;
 mod pauses;
 mod physical_counter;
+mod replugged;
 mod restore_frequencies;
 mod saved_guest;
 mod side_by_side;
@@ -121,7 +122,11 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     ),
     (
         "suspend-announced",
-        "twenty sleeps of four seconds; suspends makes one",
+        "forty sleeps of four seconds; suspends makes one",
+    ),
+    (
+        "suspend-both-ways",
+        "ten sleeps of four seconds; suspends makes one",
     ),
     (
         "suspend-unannounced",
@@ -183,6 +188,7 @@ pub const ALL: &[Scenario] = &[
     watchdog::SCENARIO,
     suspend::SOME,
     suspend::ANNOUNCED,
+    suspend::BOTH_WAYS,
     suspend::UNANNOUNCED,
     suspend_linux::SCENARIO,
     suspend_el1::SCENARIO,

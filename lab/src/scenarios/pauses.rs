@@ -122,26 +122,6 @@ impl Pause {
         Some(self.ns(bound.ticks).into())
     }
 
-    /// The largest step around the pause that a spinning vCPU made from one read to the next, less
-    /// what was stolen from it meanwhile.
-    pub fn counter_gap_us(&self) -> Result<f64> {
-        let mut largest = 0_f64;
-        for spin in &self.spins {
-            let stolen_ns = self.grown(spin.cpu, |vcpu| vcpu.run_delay_ns)?;
-            let gap_ns = self.ns(self.step_ticks(spin)).saturating_sub(stolen_ns);
-            largest = largest.max(ms(gap_ns) * 1e3);
-        }
-        Ok(largest)
-    }
-
-    /// The step of a vCPU over the pause. Where it is not among the largest, it was no larger than
-    /// the smallest of those.
-    pub(super) fn step_ticks(&self, spin: &Spin) -> u64 {
-        let over = spin.gap_over(self.stop.after.guest);
-        over.or(spin.largest_gaps.last().copied())
-            .map_or(u64::MAX, |gap| gap.ticks)
-    }
-
     /// Guest counter at resume less guest counter at stop.
     pub fn shown_ticks(&self) -> u64 {
         self.resume.after.guest.wrapping_sub(self.stop.after.guest)
@@ -152,11 +132,6 @@ impl Pause {
     pub fn is_gap_known(&self) -> bool {
         let stop = self.stop.after.guest;
         self.spins.iter().all(|spin| spin.gap_over(stop).is_some())
-    }
-
-    /// By how much the VMM's own figure of the VM's paused time grew.
-    pub fn paused_ns(&self) -> u64 {
-        self.after.paused_ns.saturating_sub(self.before.paused_ns)
     }
 
     /// How much of the step over the pause was before the stop and after the resumption, the most of
@@ -239,14 +214,6 @@ impl Pause {
             claim(is_seen, format!("vCPU {cpu} saw no such step"));
         }
         found
-    }
-
-    fn grown(&self, vcpu: u32, figure: fn(&crate::status::VcpuStatus) -> u64) -> Result<u64> {
-        let of = |status: &Status| status.vcpus.get(vcpu as usize).map(figure);
-        let grown = of(&self.after).zip(of(&self.before));
-        grown
-            .and_then(|(after, before)| after.checked_sub(before))
-            .with_context(|| format!("no figures of vCPU {vcpu}, or such that shrank"))
     }
 
     pub(super) fn ns(&self, ticks: u64) -> u64 {

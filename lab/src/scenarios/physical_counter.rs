@@ -29,10 +29,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// fifth of the pause shows beyond doubt.
 const SKEW_LIMIT_US: f64 = 1000.0;
 
-/// Why an emulated host with `FEAT_ECV` is played only where somebody names its emulator.
-const UNPROVEN: &str = "QEMU before 9 has none, and under QEMU 10.0.2 a guest's CNTPCT was seen without \
-    the offset that its CNTVCT had; name an emulator to judge with PVTIME_LAB_QEMU_ECV, or run on arm64 \
-    hardware with --host local";
+/// Why there is no emulated host with `FEAT_ECV`, and the way out.
+const NO_EMULATOR: &str = "no emulator with FEAT_ECV is named: `cargo xtask lab run physical-counter` \
+    fetches one, or name QEMU 9 or later with PVTIME_LAB_QEMU_ECV";
 
 /// A kind of host, and the names of the guests on it.
 struct Case {
@@ -95,7 +94,7 @@ fn see(seen: &mut Vec<Seen>, stage: &mut Stage, case: &'static Case) -> Result<(
     if case.ecv > 0 && stage.assets.place == Place::Emulated && stage.assets.qemu_ecv.is_none() {
         stage.report.skipped.push(Skipped {
             part: format!("a host {}", case.host.replace('-', " ")),
-            reason: UNPROVEN.to_owned(),
+            reason: NO_EMULATOR.to_owned(),
         });
         return Ok(());
     }

@@ -68,12 +68,12 @@ fn play(stage: &mut Stage) -> Result<()> {
                 },
             },
             Step {
-                name: "boot a guest with four vCPUs and load them unevenly",
+                name: "boot a guest with four vCPUs, load them unevenly, take one off and bring it back",
                 act: |scene, stage| {
                     scene.four = FourVcpus::see(&mut scene.three()?.host, stage)?;
                     Ok(())
                 },
-                checks: |scene| vec![scene.four.check()],
+                checks: |scene| scene.four.checks(),
             },
             Step {
                 name: "power the host off",

@@ -1,33 +1,42 @@
 //! Sleeps of the host, by s2idle, with the guests told and not told; and freezes of the VMM.
 
+mod paused;
 mod stops;
+mod told;
 
-use super::pauses::{Pause, check_agreement, median};
-use super::watch::{ms, worst};
-use crate::guest::{Guest, GuestSpec, host_spec};
+use crate::dialogue::Dialogue;
+use crate::guest::{Guest, GuestImage, GuestSpec, host_spec};
 use crate::host::Host;
 use crate::machine::HostSpec;
-use crate::report::{Check, Limit};
+use crate::report::Check;
 use crate::scenario::{Scenario, Stage, Step, no_checks};
 use anyhow::{Context, Result};
 use guest_protocol::Workload;
-use guest_protocol::report::Program;
-use lab_agent::message::Stopped;
 use stops::Stops;
+use told::Sleeps;
 
 pub const ANNOUNCED: Scenario = Scenario {
     name: "suspend-announced",
-    about: "a host sleep that is announced leaves no gap in a guest's counters, on 1 and 4 vCPUs",
+    about: "a host sleep that is announced leaves no gap in a guest's counters, and is told",
     must_fail: None,
     play: |stage| {
-        play(
-            stage,
-            Plan {
-                announced: 10,
-                is_quiet: true,
-                ..Plan::default()
-            },
-        )
+        let told = [
+            (ONE_BUSY, 10),
+            (ONE_WAITING, 10),
+            (FOUR_BUSY, 10),
+            (FOUR_WAITING, 10),
+        ];
+        play(stage, Plan::of_told(&told, TOLD))
+    },
+};
+
+pub const BOTH_WAYS: Scenario = Scenario {
+    name: "suspend-both-ways",
+    about: "a host sleep that is announced to a VMM which watches for sleeps as well counts once",
+    must_fail: None,
+    play: |stage| {
+        let told = [(ONE_BUSY, 5), (FOUR_WAITING, 5)];
+        play(stage, Plan::of_told(&told, BOTH))
     },
 };
 
@@ -36,16 +45,11 @@ pub const UNANNOUNCED: Scenario = Scenario {
     about: "host sleeps and freezes of the VMM that nobody announces are hidden but for the bound",
     must_fail: None,
     play: |stage| {
-        play(
-            stage,
-            Plan {
-                announced: 0,
-                sleeps: 50,
-                freezes: 50,
-                is_quiet: true,
-                is_short: false,
-            },
-        )
+        let plan = Plan {
+            untold: vec![(ONE_BUSY, 25, 25), (FOUR_WAITING, 25, 25)],
+            ..Plan::of_told(&[], BOTH)
+        };
+        play(stage, plan)
     },
 };
 
@@ -55,70 +59,120 @@ pub const SOME: Scenario = Scenario {
     about: "some host sleeps, announced and not, and some freezes of the VMM, on a busy machine",
     must_fail: None,
     play: |stage| {
-        play(
-            stage,
-            Plan {
-                announced: 1,
-                sleeps: 1,
-                freezes: 4,
-                is_quiet: false,
-                is_short: true,
-            },
-        )
+        let plan = Plan {
+            untold: vec![(FOUR_WAITING, 1, 4)],
+            is_quiet: false,
+            ..Plan::of_told(&[(FOUR_WAITING, 1)], BOTH)
+        };
+        play(stage, plan)
     },
 };
 
-/// What each guest goes through.
-#[derive(Clone, Copy, Default)]
+/// A bare-metal guest, which sees what is stolen within a step of its counter and follows its pauses.
+#[derive(Clone, Copy)]
+struct Case {
+    name: &'static str,
+    cpus: u32,
+    /// What the last vCPU does.
+    last: Workload,
+    /// What the others do.
+    others: Workload,
+}
+
+const ONE_BUSY: Case = Case {
+    name: "one-busy",
+    cpus: 1,
+    last: Workload::Spin,
+    others: Workload::Spin,
+};
+
+const ONE_WAITING: Case = Case {
+    name: "one-waiting",
+    cpus: 1,
+    last: Workload::Idle,
+    others: Workload::Idle,
+};
+
+/// Three that compute share a CPU of the host.
+const FOUR_BUSY: Case = Case {
+    name: "four-busy",
+    cpus: 4,
+    last: Workload::Spin,
+    others: Workload::Busy,
+};
+
+/// Three wait for interrupts.
+const FOUR_WAITING: Case = Case {
+    name: "four-waiting",
+    cpus: 4,
+    last: Workload::Spin,
+    others: Workload::Idle,
+};
+
+/// For a guest that is told of its pauses.
+const TOLD: &[&str] = &["--paused-time", "on"];
+
+/// And whose stalls are taken out of its counters.
+const BOTH: &[&str] = &[
+    "--paused-time",
+    "on",
+    "--watch-host",
+    "on",
+    "--on-stall",
+    "freeze",
+];
+
+/// What the guests go through.
 struct Plan {
-    /// Sleeps that it is told of, for a guest of one vCPU and for one of four.
-    announced: usize,
-    /// Sleeps that it is not told of.
-    sleeps: usize,
-    /// Freezes of its VMM.
-    freezes: usize,
-    /// Whether one guest of four vCPUs has to do for all.
-    is_short: bool,
+    /// Sleeps that they are told of.
+    told: Vec<(Case, usize)>,
+    /// Sleeps that they are not told of, and freezes of their VMMs.
+    untold: Vec<(Case, usize, usize)>,
+    vmm_options: &'static [&'static str],
     /// Whether the machine has nothing else to do, so that the emulator hardly adds to a gap.
     is_quiet: bool,
 }
 
-#[derive(Default)]
+impl Plan {
+    fn of_told(told: &[(Case, usize)], vmm_options: &'static [&'static str]) -> Self {
+        Self {
+            told: told.to_vec(),
+            untold: Vec::new(),
+            vmm_options,
+            is_quiet: true,
+        }
+    }
+}
+
 struct Scene {
     plan: Plan,
     host: Option<Host>,
-    /// The guest that goes through all of it, where one does.
-    guest: Option<Guest>,
-    one: Vec<Sleep>,
-    four: Vec<Sleep>,
-    stops: Stops,
+    sleeps: Vec<Sleeps>,
+    stops: Vec<Stops>,
 }
 
 fn play(stage: &mut Stage, plan: Plan) -> Result<()> {
     let announced = Step {
         name: "announce sleeps",
         act: announce,
-        checks: |scene: &Scene| {
-            let quiet = scene.plan.is_quiet;
-            let mut all = checks("four", &scene.four, quiet);
-            if !scene.plan.is_short {
-                all.extend(checks("one", &scene.one, quiet));
-            }
-            all
+        checks: |scene: &Scene| -> Vec<Check> {
+            scene.sleeps.iter().flat_map(Sleeps::checks).collect()
         },
     };
     let unannounced = Step {
-        name: "stop a guest unannounced",
+        name: "stop guests unannounced",
         act: stop,
-        checks: |scene: &Scene| scene.stops.checks(),
+        checks: |scene: &Scene| -> Vec<Check> {
+            scene.stops.iter().flat_map(Stops::checks).collect()
+        },
     };
     let mut steps = vec![Step {
         name: "boot a host",
         act: boot,
         checks: no_checks,
     }];
-    steps.extend((plan.announced > 0).then_some(announced));
-    steps.extend((plan.sleeps + plan.freezes > 0).then_some(unannounced));
+    steps.extend((!plan.told.is_empty()).then_some(announced));
+    steps.extend((!plan.untold.is_empty()).then_some(unannounced));
     steps.push(Step {
         name: "power the host off",
         act: |scene: &mut Scene, _: &mut Stage| scene.host.take().context("no host")?.power_off(),
@@ -126,16 +180,17 @@ fn play(stage: &mut Stage, plan: Plan) -> Result<()> {
     });
     let scene = Scene {
         plan,
-        ..Scene::default()
+        host: None,
+        sleeps: Vec::new(),
+        stops: Vec::new(),
     };
     stage.play(scene, &steps)
 }
 
-/// A CPU for the vCPU that spins, and one for everything else: more CPUs than the machine has would
-/// make the emulator wait for its own within every gap.
-const SPINNER_ON: [usize; 1] = [0];
+/// A CPU for the last vCPU, and one for everything else: more CPUs than the machine has would make the
+/// emulator wait for its own within every gap.
+const LAST_ON: [usize; 1] = [0];
 const OTHERS_ON: [usize; 1] = [1];
-const SPINNER: u32 = 3;
 
 fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let spec = HostSpec {
@@ -148,176 +203,62 @@ fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// A sleep of four seconds that was announced.
-struct Sleep {
-    pause: Pause,
-    stopped: Stopped,
-}
-
-const SECONDS: u32 = 4;
-
-impl Sleep {
-    fn make(guest: &mut Guest, host: &mut Host) -> Result<Self> {
-        let mut stopped = None;
-        let pause = Pause::over(
-            guest,
-            host,
-            Program::Linux,
-            Guest::prepare_sleep,
-            |host| {
-                stopped = Some(host.sleep(SECONDS)?);
-                Ok(())
-            },
-            Guest::finish_sleep,
-        )?;
-        let stopped = stopped.context("the host slept")?;
-        Ok(Self { pause, stopped })
-    }
-
-    /// What the VMM counts as paused, beyond what it records: both are of the same pause.
-    fn paused_error_ms(&self) -> f64 {
-        let recorded_ns = self.pause.resume.gap.as_ref().map_or(0, |gap| gap.ns);
-        ms(u64::try_from(recorded_ns.abs_diff(self.pause.paused_ns().into())).unwrap_or(u64::MAX))
-    }
-}
-
 fn announce(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
-    let host = scene.host.as_mut().context("no host")?;
-    if !scene.plan.is_short {
-        scene.one = announce_to_one(host, stage, scene.plan.announced)?;
+    let Scene { plan, host, .. } = scene;
+    let host = host.as_mut().context("no host")?;
+    for &(case, count) in &plan.told {
+        let (mut guest, mut dialogue) = start(case, plan, host)?;
+        let mut sleeps = Sleeps::make(&mut guest, &mut dialogue, host, stage, (case, count))?;
+        sleeps.is_quiet = plan.is_quiet;
+        scene.sleeps.push(sleeps);
+        end(guest, host, stage)?;
     }
-    let is_short = scene.plan.is_short;
-    let mut guest = four(host, "four", if is_short { FREEZE } else { &[] })?;
-    scene.four = sleep_through(&mut guest, host, stage, scene.plan.announced)?;
-    if is_short {
-        scene.guest = Some(guest);
-        return Ok(());
-    }
-    end(guest, host, stage)
+    Ok(())
 }
 
-fn announce_to_one(host: &mut Host, stage: &mut Stage, count: usize) -> Result<Vec<Sleep>> {
+fn stop(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
+    let Scene { plan, host, .. } = scene;
+    let host = host.as_mut().context("no host")?;
+    for &(case, sleeps, freezes) in &plan.untold {
+        let (mut guest, mut dialogue) = start(case, plan, host)?;
+        let turns = stops::Turns { sleeps, freezes };
+        let mut stops = Stops::make(&mut guest, &mut dialogue, host, stage, (case, turns))?;
+        stops.is_quiet = plan.is_quiet;
+        scene.stops.push(stops);
+        end(guest, host, stage)?;
+    }
+    Ok(())
+}
+
+/// Starts a guest whose last vCPU has a CPU of the host to itself.
+fn start(case: Case, plan: &Plan, host: &mut Host) -> Result<(Guest, Dialogue)> {
     let spec = GuestSpec {
-        workload: Workload::Spin,
-        ..GuestSpec::new("one")
+        image: GuestImage::El1,
+        cpus: case.cpus,
+        memory_mib: 32,
+        vmm_options: plan.vmm_options,
+        ..GuestSpec::new(case.name)
     };
     let mut guest = Guest::start(&spec, host)?;
     guest.await_hello(host)?;
-    guest.pin(host, &SPINNER_ON, &OTHERS_ON)?;
-    let sleeps = sleep_through(&mut guest, host, stage, count)?;
-    end(guest, host, stage)?;
-    Ok(sleeps)
+    let last = case.cpus - 1;
+    guest.pin(host, &OTHERS_ON, &OTHERS_ON)?;
+    guest.pin_vcpus(
+        host,
+        |vcpu| {
+            if vcpu == last { &LAST_ON } else { &OTHERS_ON }
+        },
+    )?;
+    for vcpu in 0..last {
+        guest.set_workload(host, vcpu, case.others)?;
+    }
+    guest.set_workload(host, last, case.last)?;
+    let dialogue = guest.dialogue();
+    Ok((guest, dialogue))
 }
 
 /// Keeps a guest's records, and powers it off.
 fn end(guest: Guest, host: &mut Host, stage: &mut Stage) -> Result<()> {
     stage.report.adjustments.extend(guest.adjustments(host)?);
     guest.power_off(host)
-}
-
-/// For a guest whose stalls are taken out of its counters.
-const FREEZE: &[&str] = &["--watch-host", "on", "--on-stall", "freeze"];
-
-/// A guest of four vCPUs: one spins, the others wait for interrupts.
-fn four(
-    host: &mut Host,
-    name: &'static str,
-    vmm_options: &'static [&'static str],
-) -> Result<Guest> {
-    let spec = GuestSpec {
-        cpus: 4,
-        vmm_options,
-        ..GuestSpec::new(name)
-    };
-    let mut guest = Guest::start(&spec, host)?;
-    guest.await_hello(host)?;
-    guest.pin(host, &SPINNER_ON, &OTHERS_ON)?;
-    guest.pin_vcpus(host, |vcpu| match vcpu {
-        SPINNER => &SPINNER_ON,
-        _ => &OTHERS_ON,
-    })?;
-    guest.set_workload(host, SPINNER, Workload::Spin)?;
-    Ok(guest)
-}
-
-fn sleep_through(
-    guest: &mut Guest,
-    host: &mut Host,
-    stage: &mut Stage,
-    count: usize,
-) -> Result<Vec<Sleep>> {
-    let mut sleeps = Vec::new();
-    for number in 1..=count {
-        stage.step(&format!(
-            "sleep under {}: {number} of {count}",
-            guest.name()
-        ));
-        sleeps.push(Sleep::make(guest, host)?);
-    }
-    Ok(sleeps)
-}
-
-fn checks(guest: &'static str, sleeps: &[Sleep], is_quiet: bool) -> Vec<Check> {
-    let figures = |figure: fn(&Sleep) -> f64| sleeps.iter().map(figure).collect::<Vec<_>>();
-    let gaps = figures(|it| it.pause.counter_gap_us().unwrap_or(f64::NAN));
-    let seen = gaps.iter().filter(|gap_us| **gap_us > 1e6).count();
-    let backwards: u64 = sleeps.iter().map(|it| it.pause.backwards_steps()).sum();
-    let asleep = figures(|it| ms(it.stopped.boottime_ns));
-    let gained = figures(|it| {
-        ms(it
-            .stopped
-            .boottime_ns
-            .saturating_sub(it.stopped.monotonic_ns))
-    });
-    let shown = sleeps.iter().map(|it| it.pause.shown_ticks()).max();
-    let count = |figure: u64| u32::try_from(figure).map_or(f64::INFINITY, f64::from);
-    let asleep = format!(
-        "{guest}, {} sleeps of {:.0} ms at the median, {:.1} ms of that by the host's clocks",
-        sleeps.len(),
-        median(asleep),
-        median(gained),
-    );
-    let check =
-        |name, measured, limit, unit| Check::new(name, measured, limit, unit).with_detail(guest);
-    let (at_most, none) = (Limit::AtMost, Limit::Equals(0.0));
-    let mut checks = vec![
-        check(
-            "stale_instructions",
-            count(seen as u64 + backwards),
-            none,
-            "reads",
-        )
-        .with_detail(asleep),
-        check(
-            "frozen_ticks",
-            count(shown.unwrap_or(u64::MAX)),
-            none,
-            "ticks",
-        ),
-        check(
-            "paused_error_ms",
-            worst(figures(Sleep::paused_error_ms).into_iter()),
-            at_most(10.0),
-            "ms",
-        ),
-    ];
-    let (middle, largest) = (median(gaps.clone()), worst(gaps.into_iter()));
-    let judged = [
-        check("counter_gap_us_median", middle, at_most(2_000.0), "us"),
-        check("counter_gap_us_worst", largest, at_most(20_000.0), "us"),
-    ];
-    checks.extend(judged.into_iter().filter(|_| is_quiet));
-    let pauses: Vec<_> = sleeps.iter().map(|it| &it.pause).collect();
-    checks.extend(check_agreement(pauses, backwards, guest));
-    checks
-}
-
-fn stop(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
-    let host = scene.host.as_mut().context("no host")?;
-    let mut guest = match scene.guest.take() {
-        Some(guest) => guest,
-        None => four(host, "untold", FREEZE)?,
-    };
-    scene.stops = Stops::make(&mut guest, host, stage, scene.plan)?;
-    end(guest, host, stage)
 }

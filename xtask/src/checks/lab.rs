@@ -3,6 +3,7 @@
 use super::Count;
 use crate::process;
 use crate::programs;
+use crate::setup;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result};
 use lab_agent::tether::tether;
@@ -28,6 +29,7 @@ pub fn run(workspace: &Workspace) -> Result<Count> {
         // A report of an earlier run would speak for a lab that died.
         let _ = fs::remove_file(&report);
         let mut command = lab.command();
+        setup::equip(workspace, name, &mut command)?;
         command.args(["run", name]).stdin(Stdio::null());
         let status = tether(&mut command)
             .status()

@@ -1,4 +1,4 @@
-//! Apt for another architecture, in a private folder: the machine's own configuration and package
+//! Apt for any architecture, in a private folder: the machine's own configuration and package
 //! lists are read at most, and never written.
 
 use super::sources::{Source, parse_deb822, parse_list};
@@ -33,7 +33,7 @@ pub fn machine_sources() -> Vec<Source> {
     sources
 }
 
-/// A private apt for arm64.
+/// A private apt for one architecture.
 pub struct Apt {
     configuration: PathBuf,
     /// Where packages are downloaded to.
@@ -53,7 +53,7 @@ pub struct Package {
 
 impl Apt {
     /// Makes the folder, for these sources in deb822 notation.
-    pub fn new(folder: &Path, sources: &str) -> Result<Self> {
+    pub fn new(folder: &Path, sources: &str, architecture: &str) -> Result<Self> {
         let folders = [
             "state/lists/partial",
             "cache/archives/partial",
@@ -66,7 +66,7 @@ impl Apt {
         fs::write(folder.join("state/status"), "")?;
         fs::write(folder.join("sources.list.d/kernel.sources"), sources)?;
         let configuration = folder.join("apt.conf");
-        fs::write(&configuration, configure(folder))?;
+        fs::write(&configuration, configure(folder, architecture))?;
         Ok(Self {
             configuration,
             archives: folder.join("cache/archives"),
@@ -126,15 +126,15 @@ impl Apt {
     }
 }
 
-fn configure(folder: &Path) -> String {
+fn configure(folder: &Path, architecture: &str) -> String {
     let folder = folder.display();
     format!(
         "#clear APT::Update::Pre-Invoke;\n\
          #clear APT::Update::Post-Invoke;\n\
          #clear APT::Update::Post-Invoke-Success;\n\
          #clear APT::Architectures;\n\
-         APT::Architecture \"arm64\";\n\
-         APT::Architectures {{ \"arm64\"; }};\n\
+         APT::Architecture \"{architecture}\";\n\
+         APT::Architectures {{ \"{architecture}\"; }};\n\
          APT::Sandbox::User \"root\";\n\
          Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n\
          Acquire::Languages \"none\";\n\

@@ -43,7 +43,7 @@ fn download(apt_folder: &Path, cache: &Path) -> Result<()> {
     let codename = codename().context("/etc/os-release names no Debian release")?;
     let sources = sources::for_headers(&machine_sources(), &codename)
         .with_context(|| format!("this machine has no package source for {codename} main"))?;
-    let apt = Apt::new(apt_folder, &sources)?;
+    let apt = Apt::new(apt_folder, &sources, sources::ARM64)?;
     say("reading Debian's index of kernel headers, in a private folder under target/");
     let updated = apt.update();
     let Some(name) = newest(apt.names("linux-headers-")?) else {

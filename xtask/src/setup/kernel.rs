@@ -88,7 +88,7 @@ fn download(apt_folder: &Path, cache: &Path, flavour: &Flavour) -> Result<()> {
     let codename = codename().context("/etc/os-release names no Debian release")?;
     let sources = sources::for_kernel(&machine_sources(), &codename)
         .with_context(|| format!("this machine has no package source for {codename} main"))?;
-    let apt = Apt::new(apt_folder, &sources)?;
+    let apt = Apt::new(apt_folder, &sources, sources::ARM64)?;
     say("reading Debian's arm64 package index, in a private folder under target/");
     let updated = apt.update();
     let Some(name) = newest(apt.names(SERIES)?, flavour) else {

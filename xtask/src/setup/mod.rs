@@ -1,6 +1,7 @@
 //! Installs and fetches what the other tasks need. What is there already is left alone.
 
 mod apt;
+mod emulator;
 mod headers;
 mod kernel;
 mod peer;
@@ -13,6 +14,10 @@ mod userland;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Names another VMM to the lab.
+pub const PEER: &str = "PVTIME_LAB_PEER";
 
 /// What to set up.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,9 +40,34 @@ pub fn prepare(workspace: &Workspace, needs: Needs) -> Result<PathBuf> {
     kernel::fetch(workspace, &kernel::CLOUD)
 }
 
-/// Sets up a kernel with drivers for keys, which the cloud kernel lacks.
-pub fn prepare_key_kernel(workspace: &Workspace) -> Result<PathBuf> {
-    kernel::fetch(workspace, &kernel::GENERIC)
+/// The one scenario with a Debian guest, whose kernel has drivers for keys.
+const DEBIAN_SCENARIO: &str = "suspend-coordinated";
+/// The one scenario with another VMM, besides the bench.
+const PEER_SCENARIO: &str = "side-by-side";
+/// The one scenario with a host that has `FEAT_ECV`.
+const ECV_SCENARIO: &str = "physical-counter";
+
+/// Sets up what one scenario needs beyond all others, and tells the lab of it.
+pub fn equip(workspace: &Workspace, scenario: &str, lab: &mut Command) -> Result<()> {
+    match scenario {
+        DEBIAN_SCENARIO => {
+            let kernel = kernel::fetch(workspace, &kernel::GENERIC)?;
+            lab.env("PVTIME_LAB_KEY_KERNEL", kernel);
+            lab.env("PVTIME_LAB_USERLAND", prepare_userland(workspace)?);
+        }
+        PEER_SCENARIO => {
+            lab.env(PEER, prepare_peer(workspace)?);
+        }
+        ECV_SCENARIO if !is_host() => match emulator::fetch(workspace) {
+            Ok(program) => {
+                lab.env("PVTIME_LAB_QEMU_ECV", program);
+            }
+            // The lab leaves that host out, and its report says so.
+            Err(error) => say(&format!("there is no QEMU with FEAT_ECV: {error:#}")),
+        },
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Sets up a Debian system for a guest, and returns the folder with its packages' files.

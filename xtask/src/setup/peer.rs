@@ -2,7 +2,7 @@
 
 use super::apt::{Apt, machine_sources};
 use super::kernel::codename;
-use super::{say, sources};
+use super::{PEER, say, sources};
 use crate::process;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
@@ -12,19 +12,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const OVERRIDE: &str = "PVTIME_LAB_PEER";
 const PACKAGE: &str = "qemu-system-arm";
 const PROGRAM: &str = "qemu-system-aarch64";
 
 /// The folder with QEMU, its loader and its libraries side by side.
 pub fn fetch(workspace: &Workspace) -> Result<PathBuf> {
-    if let Some(folder) = var_os(OVERRIDE) {
+    if let Some(folder) = var_os(PEER) {
         let folder = workspace.root.join(folder);
         if !folder.join(PROGRAM).is_file() {
-            bail!(
-                "{OVERRIDE} names {}, which has no {PROGRAM}",
-                folder.display()
-            );
+            bail!("{PEER} names {}, which has no {PROGRAM}", folder.display());
         }
         return Ok(folder);
     }
@@ -44,7 +40,7 @@ fn download(apt_folder: &Path, unpacked: &Path) -> Result<()> {
     let codename = codename().context("/etc/os-release names no Debian release")?;
     let sources = sources::of_release(&machine_sources(), &codename)
         .with_context(|| format!("this machine has no package source for {codename} main"))?;
-    let apt = Apt::new(apt_folder, &sources)?;
+    let apt = Apt::new(apt_folder, &sources, sources::ARM64)?;
     say("reading Debian's arm64 package index, in a private folder under target/");
     apt.update()?;
     say(&format!("fetching {PACKAGE} for arm64 and what it needs"));

@@ -1,4 +1,7 @@
-//! The package sources that the machine uses, as far as the arm64 kernel may come from them.
+//! The package sources that the machine uses, as far as what the project fetches may come from them.
+
+/// Architecture of hosts and guests, in Debian's word.
+pub const ARM64: &str = "arm64";
 
 /// One stanza of a deb822 file, or one line of a `.list` file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -112,27 +115,42 @@ fn parse_list_line(line: &str) -> Option<Source> {
 /// suites, or its backports where it is older than that kernel. `None` if the machine has none.
 pub fn for_kernel(sources: &[Source], codename: &str) -> Option<String> {
     match codename {
-        "bookworm" => emit(sources, codename, |suite| format!("{suite}-backports")),
+        "bookworm" => emit(sources, codename, ARM64, with_backports),
         _ => of_release(sources, codename),
     }
+}
+
+fn with_backports(suite: &str) -> String {
+    format!("{suite}-backports")
+}
+
+/// The sources, as a deb822 text, of the backports to a Debian of this codename, for an architecture.
+/// `None` if the machine has none.
+pub fn of_backports(sources: &[Source], codename: &str, architecture: &str) -> Option<String> {
+    emit(sources, codename, architecture, with_backports)
 }
 
 /// The sources, as a deb822 text, that have the headers of a kernel that knows every interface:
 /// trixie's backports, for a Debian that is no newer. `None` if the machine has none.
 pub fn for_headers(sources: &[Source], codename: &str) -> Option<String> {
     match codename {
-        "bookworm" | "trixie" => emit(sources, codename, |_| "trixie-backports".into()),
+        "bookworm" | "trixie" => emit(sources, codename, ARM64, |_| "trixie-backports".into()),
         _ => of_release(sources, codename),
     }
 }
 
 /// The sources, as a deb822 text, of the release itself. `None` if the machine has none.
 pub fn of_release(sources: &[Source], codename: &str) -> Option<String> {
-    emit(sources, codename, str::to_owned)
+    emit(sources, codename, ARM64, str::to_owned)
 }
 
 /// The sources of a release, with other suites of the same archive.
-fn emit(sources: &[Source], codename: &str, suite: impl Fn(&str) -> String) -> Option<String> {
+fn emit(
+    sources: &[Source],
+    codename: &str,
+    architecture: &str,
+    suite: impl Fn(&str) -> String,
+) -> Option<String> {
     let is_base = |suite: &str| {
         suite == codename || ["oldstable", "stable", "testing", "unstable", "sid"].contains(&suite)
     };
@@ -148,7 +166,7 @@ fn emit(sources: &[Source], codename: &str, suite: impl Fn(&str) -> String) -> O
             ("URIs", &source.uris),
             ("Suites", &suites.join(" ")),
             ("Components", "main"),
-            ("Architectures", "arm64"),
+            ("Architectures", architecture),
         ];
         let other = source
             .other
@@ -225,6 +243,8 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
         let want = want.replace("bookworm-backports", "trixie");
         assert_eq!(for_kernel(&parse_deb822(&newer), "trixie"), Some(want));
         assert_eq!(for_kernel(&parse_deb822(DEB822), "trixie"), None);
+        let other = of_backports(&parse_deb822(DEB822), "bookworm", "amd64").unwrap();
+        assert!(other.contains("-backports\nComponents: main\nArchitectures: amd64\n"));
         let own = of_release(&parse_deb822(DEB822), "bookworm").unwrap();
         assert!(own.contains("\nSuites: bookworm\n"), "{own}");
     }

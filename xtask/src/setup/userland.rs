@@ -64,7 +64,7 @@ fn download(apt_folder: &Path, unpacked: &Path) -> Result<()> {
     let codename = codename().context("/etc/os-release names no Debian release")?;
     let sources = sources::of_release(&machine_sources(), &codename)
         .with_context(|| format!("this machine has no package source for {codename} main"))?;
-    let apt = Apt::new(apt_folder, &sources)?;
+    let apt = Apt::new(apt_folder, &sources, sources::ARM64)?;
     say("reading Debian's arm64 package index, in a private folder under target/");
     apt.update()?;
     say("fetching systemd for arm64 and what it needs");

@@ -40,10 +40,10 @@ pub const TERM: Duration = Duration::from_nanos(TERM_NS);
 const TERM_NS: u64 = 50_000_000;
 
 /// How long after the end of its lease a vCPU may still be in the guest: what a timer's interrupt,
-/// the signal and the way out take on a busy machine.
+/// the signal and the way out take on a busy machine. The way back in is taken to be no longer.
 pub const MARGIN: Duration = Duration::from_nanos(MARGIN_NS);
 const MARGIN_NS: u64 = 10_000_000;
 
 /// What of a stop stays in the guest's counters, at most: what is hidden is certain, and begins
-/// when the lease has ended and everybody is out.
+/// when the lease has ended and everybody is out. What the way back in takes comes on top.
 pub const BOUND: Duration = Duration::from_nanos(TERM_NS + MARGIN_NS);

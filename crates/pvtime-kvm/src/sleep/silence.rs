@@ -77,12 +77,11 @@ impl Silence {
             };
             return Some(Evidence::Clocks { error_ns });
         }
+        let passed_ns = now.boottime_ns.saturating_sub(self.since_ns);
         (certain_ns > 0).then(|| Evidence::Stall {
             certain_ns,
-            possible_ns: now
-                .boottime_ns
-                .saturating_sub(self.since_ns)
-                .max(certain_ns),
+            // It lasts until the first vCPU is in the guest again.
+            possible_ns: passed_ns.max(certain_ns).saturating_add(MARGIN_NS),
         })
     }
 }

@@ -216,8 +216,8 @@ impl Entries {
         Ok(now.stolen_ns.saturating_sub(self.arrived_ns))
     }
 
-    fn look(&self) -> Option<Activity> {
-        let busy_ns = self.thread.busy_ns().ok();
+    fn look(&mut self) -> Option<Activity> {
+        let busy_ns = self.thread.busy_so_far_ns().ok();
         // Last, so that nothing is missed of what the thread does meanwhile.
         let physical_ns = clock::boottime_ns();
         busy_ns.map(|busy_ns| Activity {

@@ -21,8 +21,11 @@ use crate::sleep::{BEAT, Silence};
 /// others that want to change the VM's time have their turn.
 const TURN: Duration = Duration::from_secs(1);
 
-/// The clocks and the vCPUs' threads are looked at every so many beats: often enough that a sleep
-/// is told from the drift of two clocks, and seldom enough to cost nothing.
+/// The clocks are looked at every so many beats: often enough that a sleep is told from the drift of
+/// two clocks, and seldom enough to cost nothing.
+///
+/// The vCPUs' threads are at each: what one waited or halted since then may have been before a stop,
+/// and is not hidden with it, so that it has to be less than what is left of the lease then.
 const LOOK_EVERY: u32 = 20;
 
 /// A VM's watch.
@@ -110,17 +113,19 @@ impl Watcher {
 
     fn look_now_and_then(&mut self, time: &VmTime) -> Result<(), Error> {
         self.beats = self.beats.wrapping_add(1);
-        let due = self.beats.is_multiple_of(LOOK_EVERY);
-        let Some(mut state) = due.then(|| time.state.try_lock().ok()).flatten() else {
+        let Ok(mut state) = time.state.try_lock() else {
             return Ok(());
         };
         if !state.timeline.is_running() {
             return Ok(());
         }
-        let now = time.now();
         for account in state.accounts_of_threads().flatten() {
             account.look(time.gate.lease());
         }
+        if !self.beats.is_multiple_of(LOOK_EVERY) {
+            return Ok(());
+        }
+        let now = time.now();
         // A stop that was not dealt with must not lie before what is known of the clocks.
         if time.gate.lease().has_ended() {
             return Ok(());
@@ -152,7 +157,9 @@ impl Watcher {
             return Ok(());
         }
         time.closed_for.set(Cause::HostSuspend);
-        let now = time.gate.close(TURN, || time.now())?;
+        time.gate.close(TURN, || ())?;
+        // Those who wait there have done their accounts, which takes the longer the fewer CPUs there are.
+        let now = time.now();
         let found_before = lock(&time.watch.unsettled).take();
         let is_new = found_before.is_none();
         let silence = found_before.unwrap_or_else(|| time.silence(&state));

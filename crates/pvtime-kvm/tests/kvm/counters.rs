@@ -457,6 +457,76 @@ fn without_the_offset_the_virtual_counter_is_kept_and_the_physical_is_the_hosts(
     assert!((last.host_before..=last.host_after).contains(&last.physical_count));
 }
 
+/// Without the offset, over a pause, a snapshot and a restoration: the virtual counter is the VM's, and
+/// the physical one is the host's all the time.
+fn without_the_offset(policy: Policy) {
+    let config = VmTimeConfig {
+        counters: CounterChoice::Registers,
+        ..config(2, policy)
+    };
+    let is_the_hosts = |reading: &Reading| {
+        (reading.host_before..=reading.host_after).contains(&reading.physical_count)
+    };
+    let reader = Reader::started(config);
+    reader.time.pause(Cause::Snapshot).unwrap();
+    let saved = reader.time.save().unwrap();
+    sleep(Duration::from_millis(200));
+    reader.time.resume().unwrap();
+    reader.wait(20);
+    let readings = reader.checked();
+    assert!(readings.iter().all(is_the_hosts), "{readings:?}");
+    check_virtual_over(&reader, policy);
+    drop(reader);
+
+    let reader = Reader::new(config);
+    reader.time.restore(&saved, Cause::Snapshot).unwrap();
+    reader.time.resume().unwrap();
+    reader.wait(20);
+    let readings = reader.checked();
+    assert!(readings.iter().all(is_the_hosts), "{readings:?}");
+    assert!(reader.time.counter_limits().is_some());
+    check_virtual_over(&reader, policy);
+}
+
+/// What the virtual counter showed of the last stop is what the record says, by the policy. It is one
+/// loss behind in all readings: what passed while its register was written.
+fn check_virtual_over(reader: &Reader, policy: Policy) {
+    let record = reader.records().pop().unwrap();
+    let shown_ms = record.shown_ticks.unwrap() * 1000 / frequency_hz();
+    match policy {
+        Policy::Freeze => assert_eq!(record.shown_ticks, Some(0)),
+        Policy::Advance => assert!(shown_ms >= 200, "{record:?}"),
+    }
+    let readings = reader.checked();
+    let after = readings
+        .iter()
+        .filter(|reading| reading.host_before >= record.after.host);
+    let (mut least, mut most) = (0, u64::MAX);
+    for reading in after {
+        assert!(reading.virtual_count >= record.after.guest, "{reading:?}");
+        let exact = [reading.host_before, reading.host_after].map(|it| it - record.after.offset);
+        least = exact[0].saturating_sub(reading.virtual_count).max(least);
+        let ahead = || format!("{reading:?} {record:?}");
+        let loss = exact[1].checked_sub(reading.virtual_count);
+        most = loss.unwrap_or_else(|| panic!("{}", ahead())).min(most);
+    }
+    assert!(
+        least <= most && most < u64::MAX,
+        "{least} to {most} ticks lost"
+    );
+    println!("figure lost_ticks {least} to {most} ticks, {policy:?}");
+}
+
+#[test]
+fn without_the_offset_the_virtual_counter_freezes() {
+    without_the_offset(Policy::Freeze);
+}
+
+#[test]
+fn without_the_offset_the_virtual_counter_advances() {
+    without_the_offset(Policy::Advance);
+}
+
 #[test]
 fn calls_out_of_order_are_refused_and_change_nothing() {
     let reader = Reader::new(config(1, Policy::Freeze));

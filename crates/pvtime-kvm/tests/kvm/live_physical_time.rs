@@ -496,8 +496,12 @@ fn l15_a_kernel_that_begins_has_not_asked() {
     assert!(!has_asked());
     assert!(guest.time.admits(another()).is_err());
     guest.time.resume().unwrap();
-    guest.take(2);
-    assert!(has_asked(), "it asks itself");
+    // The first reports may be of before the reset.
+    let asks = (0..20).any(|_| {
+        guest.take(1);
+        has_asked()
+    });
+    assert!(asks, "it asks itself");
     guest.time.admits(another()).unwrap();
     let unstarted = Reporter::new(config(GHZ), &[], address);
     assert!(unstarted.time.guest_reset().is_err());

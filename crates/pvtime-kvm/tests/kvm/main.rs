@@ -15,6 +15,8 @@ mod reporter;
 mod restoring;
 mod sleep;
 mod stolen_time;
+mod stolen_time_anew;
 mod stolen_time_saved;
 mod stopper;
+mod timer_interrupts;
 mod timers;

@@ -10,7 +10,7 @@ use kvm_bindings::kvm_arm_counter_offset;
 use kvm_ioctls::{DeviceFd, VcpuFd};
 use pvtime::host::{Cause, CounterOffset};
 use pvtime_kvm::offset::{self, SetOffsetError};
-use pvtime_kvm::registers::TIMER_CNT;
+use pvtime_kvm::registers::{PTIMER_CNT, TIMER_CNT};
 use pvtime_kvm::{Error, VmTime, counter};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::signal::{Killable, SIGRTMIN};
@@ -129,6 +129,39 @@ fn t6_what_is_reserved_is_zero() {
     };
     assert_eq!(set(1), Some(libc::EINVAL));
     assert_eq!(set(0), None);
+}
+
+#[test]
+fn t4_a_counter_that_is_written_after_the_offset_stays_as_it_is() {
+    let machine = Machine::new(&PROGRAM);
+    let vcpu = machine.vcpu(0);
+    let offset = counter::read();
+    offset::set(&machine.vm, CounterOffset(offset)).unwrap();
+    for (register, host_less) in [(TIMER_CNT, 1 << 50), (PTIMER_CNT, 0), (TIMER_CNT, 0)] {
+        let before = counter::read() - offset;
+        // It succeeds, and does nothing.
+        set(&vcpu, register, host_less);
+        let counts = [TIMER_CNT, PTIMER_CNT].map(|counter| get(&vcpu, counter));
+        let after = counter::read() - offset;
+        let is_right = |count| (before..=after).contains(count);
+        assert!(counts.iter().all(is_right), "{counts:?}, {before} {after}");
+    }
+}
+
+#[test]
+fn t7_a_vcpu_that_is_made_later_has_the_offset() {
+    let machine = Machine::new(&PROGRAM);
+    let first = machine.vcpu(0);
+    let offset = counter::read();
+    offset::set(&machine.vm, CounterOffset(offset)).unwrap();
+    let later = machine.vcpu(1);
+    for vcpu in [&first, &later] {
+        let before = counter::read() - offset;
+        let counts = [TIMER_CNT, PTIMER_CNT].map(|counter| get(vcpu, counter));
+        let after = counter::read() - offset;
+        let is_right = |count| (before..=after).contains(count);
+        assert!(counts.iter().all(is_right), "{counts:?}, {before} {after}");
+    }
 }
 
 #[test]

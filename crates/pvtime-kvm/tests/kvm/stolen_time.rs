@@ -460,7 +460,8 @@ impl Drop for Busy {
     }
 }
 
-fn spin(time: Duration) {
+/// Computes for this long.
+pub fn spin(time: Duration) {
     let start = Instant::now();
     while start.elapsed() < time {}
 }

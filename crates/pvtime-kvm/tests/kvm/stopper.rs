@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{env, fs, thread};
 
 use pvtime_kvm::clock::boottime_ns;
@@ -28,13 +28,18 @@ pub struct Stop {
     pub whole_ns: u64,
     /// It was asked for at this time.
     pub asked_ns: u64,
-    /// A timer that was due had not fired when it was to end, and was waited for: the CPU whose
-    /// interrupt it is did not run, which only happens to a host that is a VM itself.
+    /// The signal of the lease's timer was not there at its end for the thread that was asked about,
+    /// although it was due: the CPU whose interrupt it is did not run, which only happens to a host
+    /// that is a VM itself.
     pub timer_was_late: bool,
 }
 
-/// How long a timer is waited for that ought to have fired.
-const TIMER_LIMIT: Duration = Duration::from_secs(2);
+impl Stop {
+    /// Whether any lease ended in it, whenever that was renewed before.
+    pub fn outlasts_lease(&self) -> bool {
+        Duration::from_nanos(self.whole_ns) >= TERM
+    }
+}
 
 impl Stopper {
     pub fn start() -> Self {
@@ -58,8 +63,7 @@ impl Stopper {
         self.stop(&length.as_nanos().to_string())
     }
 
-    /// The same, and where the calling thread's lease ends meanwhile the stop lasts until its timer
-    /// has fired.
+    /// The same, and tells whether the timer of the calling thread's lease was late.
     pub fn stop_for_lease(&mut self, length: Duration) -> Stop {
         let thread = gettid().as_raw_nonzero();
         self.stop(&format!("{} {thread}", length.as_nanos()))
@@ -104,26 +108,14 @@ fn stops_its_parent() {
         }
         let start_ns = boottime_ns();
         thread::sleep(length);
-        // A lease that was renewed before has ended then.
-        let has_ended = Duration::from_nanos(boottime_ns() - start_ns) >= TERM;
-        let is_due = has_ended && !thread.is_empty();
-        let late = is_due && await_signal(parent, thread);
+        let whole_ns = boottime_ns() - start_ns;
+        // A lease that was renewed before it has ended then.
+        let is_due = Duration::from_nanos(whole_ns) >= TERM && !thread.is_empty();
+        let late = is_due && !has_signal(parent, thread);
         // It is there when the other goes on.
-        let late = if late { "late" } else { "in-time" };
-        eprintln!("{} {late}", boottime_ns() - start_ns);
+        eprintln!("{whole_ns} {}", if late { "late" } else { "in-time" });
         kill_process(parent, Signal::CONT).unwrap();
     }
-}
-
-/// Waits until a stopped thread has the signal of its lease; whether it was not there at once.
-fn await_signal(process: Pid, thread: &str) -> bool {
-    let start = Instant::now();
-    let mut late = false;
-    while !has_signal(process, thread) && start.elapsed() < TIMER_LIMIT {
-        late = true;
-        thread::yield_now();
-    }
-    late
 }
 
 fn has_signal(process: Pid, thread: &str) -> bool {

@@ -271,6 +271,8 @@ struct Seen {
     due: [[bool; 2]; VCPUS],
     /// The count of the last reading, by vCPU and timer.
     last: [[u64; 2]; VCPUS],
+    /// Whether there was a reading, by vCPU and timer.
+    begun: [[bool; 2]; VCPUS],
 }
 
 impl Seen {
@@ -282,11 +284,15 @@ impl Seen {
     }
 
     /// An emulated timer may tell a moment late that it is due. KVM sets it anew when the guest is
-    /// entered, which it was since the last reading: what was due by then is due in this one.
+    /// entered, which it was since the last reading: what was due by then is due in this one. The first
+    /// reading is left out: the guest may have begun it before the stop, with timers that were not set.
     fn judge(&mut self, reading: Reading, compare: [u64; VCPUS]) {
         let Reading {
             vcpu, timer, count, ..
         } = reading;
+        if !replace(&mut self.begun[vcpu][timer], true) {
+            return;
+        }
         self.readings += 1;
         let last = replace(&mut self.last[vcpu][timer], count);
         if reading.is_due() {

@@ -77,6 +77,10 @@ fn answer(request: Request) {
         }
         Action::Spin => report_spins(id),
         Action::SetWorkload { cpu, workload } => done(id, set_workload(cpu, workload)),
+        Action::SetOnline { .. } => {
+            let error = "this guest's CPUs stay on; boot the Linux guest to take one off";
+            refuse(id, ErrorKind::Refused, error);
+        }
         Action::Interfaces => {
             if let Some(machine) = machine() {
                 send(id, Body::Interfaces(interfaces::describe(machine)));

@@ -112,7 +112,8 @@ fn s17_a_stop_of_all_threads_is_certain_but_for_the_lease_and_the_margin() {
     let stall = |certain_ms| {
         Some(Evidence::Stall {
             certain_ns: certain_ms * MS,
-            possible_ns: 4_000 * MS,
+            // And the way back in.
+            possible_ns: 4_010 * MS,
         })
     };
     // Nobody was busy for longer than the lease.

@@ -148,7 +148,7 @@ fn a_vm_starts_near_zero_on_both_counters() {
 }
 
 #[test]
-fn t14_a_frozen_counter_stands_still_for_any_length() {
+fn t14_s19_a_frozen_counter_stands_still_for_any_length() {
     let mut vm = Vm::started(freeze(), Host::new(25 * MHZ));
     for pause_ns in [1, 40, 3 * NS_PER_S, 60 * NS_PER_S, 1_000_000 * NS_PER_S] {
         vm.pass(7 * MS).step(Event::Pause(Cause::Operator));
@@ -171,7 +171,7 @@ fn t14_a_frozen_counter_stands_still_for_any_length() {
             "a tick"
         );
         assert_eq!(i128::from(record.hidden_ns), gap.ns);
-        // S19: the length is that of the ticks taken out.
+        // The length is that of the ticks taken out.
         let ticks = record.after.offset.0 - record.before.offset.0;
         let length = vm.host.frequency().ticks_to_ns(ticks, Rounding::Nearest);
         assert_eq!(length, Ok(record.hidden_ns));
@@ -780,6 +780,66 @@ fn s1_s3_a_sleep_is_taken_out_and_told() {
             None,
             "dealt with"
         );
+    }
+}
+
+/// What four seconds without the VM are known by.
+const KNOWN_BY: [Evidence; 2] = [
+    Evidence::Clocks { error_ns: 0 },
+    Evidence::Stall {
+        certain_ns: 3_940_000_013,
+        possible_ns: 4_010_000_000,
+    },
+];
+
+fn stalls_too() -> Config {
+    let policies = Policies {
+        stall: StallPolicy::Freeze,
+        ..Policies::default()
+    };
+    Config {
+        policies,
+        ..freeze()
+    }
+}
+
+/// A VM that has dealt with four seconds in which it was not run, known by this.
+fn woken(known_by: Evidence) -> (Vm, Adjustment) {
+    let mut vm = Vm::started(stalls_too(), Host::new(25 * MHZ));
+    vm.pass(3 * MS);
+    match known_by {
+        Evidence::Clocks { .. } => vm.sleep(4 * NS_PER_S, InSleep::CountsOn),
+        Evidence::Stall { .. } => vm.pass(4 * NS_PER_S),
+    };
+    let record = vm.step(Event::Slept(known_by)).unwrap();
+    (vm, record)
+}
+
+#[test]
+fn s9_all_that_a_sleep_asks_of_the_kernel_is_one_offset() {
+    for known_by in KNOWN_BY {
+        let (vm, record) = woken(known_by);
+        let published = Action::PublishPausedTime {
+            value: vm.paused_time(),
+            notify: true,
+        };
+        let offset = Action::SetCounterOffset(record.after.offset);
+        assert_eq!(vm.actions, [offset, published], "{known_by:?}");
+    }
+}
+
+#[test]
+fn s19_a_sleep_is_as_long_as_the_ticks_that_are_taken_out() {
+    for known_by in KNOWN_BY {
+        let (vm, record) = woken(known_by);
+        let ticks = record.after.offset.0 - record.before.offset.0;
+        let frequency = vm.host.frequency();
+        let of_hidden = frequency.ns_to_ticks(record.hidden_ns, Rounding::Down);
+        assert_eq!(Ok(ticks), of_hidden, "{known_by:?}");
+        assert_eq!(record.before.guest.0 - record.after.guest.0, ticks);
+        let told = vm.paused_time();
+        assert_eq!((told.paused_ns, told.events), (record.hidden_ns, 1));
+        assert_eq!(told.last.physical_ns, record.hidden_ns, "{known_by:?}");
     }
 }
 
