@@ -2,9 +2,9 @@
 //! by a model written down a second time. Frames have right headers, or are any bytes.
 #![no_main]
 
-use std::hash::Hasher;
+mod stream;
+
 use std::io::{self, Cursor, Read, Write};
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
@@ -13,12 +13,9 @@ use pvtime_vmm::migration::frame::Channel;
 use pvtime_vmm::migration::message::{Answer, Offer};
 use pvtime_vmm::migration::receive::{Arrival, Destination, Visit, receive};
 use pvtime_vmm::migration::wire::Wire;
-use serde_json::{Value, json};
-use twox_hash::XxHash3_64;
+use stream::{ARRIVAL, Forged, HELLO, MEMORY, OFFER, RAM};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-const RAM: u64 = 0x4000_0000;
-const MEMORY: usize = 1 << 20;
 /// The most bytes that one frame is for.
 const PIECE: u64 = 256 << 10;
 const ROUNDS: u32 = 32;
@@ -26,19 +23,37 @@ const ROUNDS: u32 = 32;
 #[derive(Arbitrary, Debug)]
 enum Message {
     /// Of a VM with this many vCPUs; few are 1.
-    Offer { vcpus: u8, dry_run: bool },
+    Offer {
+        vcpus: u8,
+        dry_run: bool,
+    },
     NextRound,
     Round(u32),
     /// Near the memory's ends, or inside.
-    Memory { near: Near, bytes: Vec<u8> },
-    Zero { near: Near, length: Length },
-    Machine { runs: bool },
+    Memory {
+        near: Near,
+        bytes: Vec<u8>,
+    },
+    Zero {
+        near: Near,
+        length: Length,
+    },
+    Machine {
+        runs: bool,
+    },
     Time(Vec<u8>),
-    Other { kind: u8, contents: Vec<u8> },
+    Other {
+        kind: u8,
+        contents: Vec<u8>,
+    },
     /// Not a frame.
     Raw(Vec<u8>),
     /// A frame whose header says another length.
-    Lies { kind: u8, length: u32, contents: Vec<u8> },
+    Lies {
+        kind: u8,
+        length: u32,
+        contents: Vec<u8>,
+    },
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -76,42 +91,6 @@ impl Length {
         }
     }
 }
-
-static OFFER: LazyLock<Value> = LazyLock::new(|| {
-    json!({
-        "who": "fuzz", "id": "fuzz", "dry_run": false, "architecture": "aarch64",
-        "counter_frequency_hz": 25_000_000, "wall_error_ns": null, "counter_offset": true,
-        "live": null,
-        "time": { "stolen_time": "on", "stolen_time_period": 100, "on_pause": "freeze",
-                  "on_restore": "freeze", "on_migrate": "freeze", "on_suspend": "freeze",
-                  "on_stall": "report", "watch_host": "off" },
-        "memory": [{ "start": RAM, "bytes": MEMORY }],
-        "vcpus": 1,
-        "cpu": { "features": [4, 0, 0, 0, 0, 0, 0], "identity": [], "others": [] },
-        "gic_implementation": 0, "system_suspend": false
-    })
-});
-
-static ARRIVAL: LazyLock<Value> = LazyLock::new(|| {
-    let interrupts = json!({ "groups": [], "priorities": [], "configurations": [], "enabled": [],
-        "lines": [], "latched": [], "active": [] });
-    let port = json!({ "baud_divisor_low": 0, "baud_divisor_high": 0, "interrupt_enable": 0,
-        "interrupt_identification": 1, "line_control": 3, "line_status": 96, "modem_control": 8,
-        "modem_status": 176, "scratch": 0, "in_buffer": [] });
-    json!({
-        "runs": true,
-        "machine": {
-            "vcpus": [{ "features": [4, 0, 0, 0, 0, 0, 0], "mp_state": 0, "serror": null,
-                        "registers": [] }],
-            "gic": { "interrupts": 64, "implementation": 0, "control": 0, "routes": [],
-                "shared": interrupts, "cpus": [{ "affinity": 0, "private": interrupts,
-                    "interface": { "sre": 7, "ctlr": 0, "pmr": 0, "bpr0": 0, "bpr1": 0,
-                        "ap0r": [], "ap1r": [], "igrpen0": 0, "igrpen1": 0 } }] },
-            "devices": { "console": port, "serial": port,
-                "rtc": { "lr": 0, "offset": 0, "mr": 0, "imsc": 0, "ris": 0 } }
-        }
-    })
-});
 
 /// What a right destination has to make of the messages so far.
 enum Model {
@@ -174,9 +153,7 @@ fn place(address: u64, bytes: u64) -> Option<core::ops::Range<usize>> {
 
 /// A stream with right headers.
 struct Forger {
-    bytes: Vec<u8>,
-    number: u64,
-    checksum: u64,
+    stream: Forged,
     rounds: u32,
 }
 
@@ -187,7 +164,7 @@ impl Forger {
                 let mut offer = OFFER.clone();
                 offer["vcpus"] = (*vcpus).into();
                 offer["dry_run"] = (*dry_run).into();
-                self.frame(1, offer.to_string().as_bytes());
+                self.stream.frame(1, offer.to_string().as_bytes());
             }
             Message::NextRound => {
                 let round = self.rounds;
@@ -195,51 +172,33 @@ impl Forger {
             }
             Message::Round(round) => self.round(*round),
             Message::Memory { near, bytes } => {
-                self.frame(4, &[&near.address().to_le_bytes(), &bytes[..]].concat());
+                self.stream
+                    .frame(4, &[&near.address().to_le_bytes(), &bytes[..]].concat());
             }
             Message::Zero { near, length } => {
                 let words = [near.address().to_le_bytes(), length.bytes().to_le_bytes()];
-                self.frame(5, &words.concat());
+                self.stream.frame(5, &words.concat());
             }
             Message::Machine { runs } => {
                 let mut arrival = ARRIVAL.clone();
                 arrival["runs"] = (*runs).into();
                 let packed = rmp_serde::to_vec_named(&arrival).expect("it is JSON");
-                self.frame(6, &packed);
+                self.stream.frame(6, &packed);
             }
-            Message::Time(time) => self.frame(7, time),
-            Message::Other { kind, contents } => self.frame((*kind).into(), contents),
-            Message::Raw(bytes) => self.bytes.extend(bytes),
+            Message::Time(time) => self.stream.frame(7, time),
+            Message::Other { kind, contents } => self.stream.frame((*kind).into(), contents),
+            Message::Raw(bytes) => self.stream.bytes.extend(bytes),
             Message::Lies {
                 kind,
                 length,
                 contents,
-            } => self.frame_with((*kind).into(), *length, contents),
+            } => self.stream.frame_with((*kind).into(), *length, contents),
         }
     }
 
     fn round(&mut self, round: u32) {
         self.rounds = round.wrapping_add(1);
-        self.frame(3, &round.to_le_bytes());
-    }
-
-    fn frame(&mut self, kind: u32, contents: &[u8]) {
-        self.frame_with(kind, contents.len() as u32, contents);
-    }
-
-    fn frame_with(&mut self, kind: u32, length: u32, contents: &[u8]) {
-        let mut header = Vec::new();
-        header.extend(kind.to_le_bytes());
-        header.extend(length.to_le_bytes());
-        header.extend(self.number.to_le_bytes());
-        let mut hash = XxHash3_64::with_seed(self.checksum);
-        hash.write(&header);
-        hash.write(contents);
-        self.checksum = hash.finish();
-        self.number += 1;
-        self.bytes.extend(header);
-        self.bytes.extend(self.checksum.to_le_bytes());
-        self.bytes.extend(contents);
+        self.stream.frame(3, &round.to_le_bytes());
     }
 }
 
@@ -299,9 +258,7 @@ impl Destination for Host {
 
 fuzz_target!(|messages: Vec<Message>| {
     let mut forger = Forger {
-        bytes: b"PVTIMEMV\x01\0\0\0\0\0\0\0".to_vec(),
-        number: 0,
-        checksum: 0,
+        stream: Forged::new(&HELLO),
         rounds: 0,
     };
     let mut model = Model::WaitsForOffer;
@@ -319,8 +276,8 @@ fuzz_target!(|messages: Vec<Message>| {
             model = model.step(message);
         }
     }
-    let mut channel =
-        Channel::open(Script(Cursor::new(forger.bytes)), Duration::ZERO).expect("a right hello");
+    let mut channel = Channel::open(Script(Cursor::new(forger.stream.bytes)), Duration::ZERO)
+        .expect("a right hello");
     let visit = receive(&mut channel, &mut Host);
     if !modelled {
         return;
@@ -328,7 +285,10 @@ fuzz_target!(|messages: Vec<Message>| {
     match (visit, model) {
         (Ok(Visit::Arrived(arrived)), Model::Has(runs, memory, time)) => {
             let mut here = vec![0xa5; MEMORY];
-            arrived.blank.read_slice(&mut here, GuestAddress(RAM)).unwrap();
+            arrived
+                .blank
+                .read_slice(&mut here, GuestAddress(RAM))
+                .unwrap();
             assert!(here == memory, "the memory is not what was sent");
             assert_eq!(arrived.time, time);
             let Arrival { runs: here, .. } = arrived.arrival;
