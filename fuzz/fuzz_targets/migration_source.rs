@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use pvtime_vmm::event::Event;
 use pvtime_vmm::migration::WORK_PATIENCE;
@@ -27,10 +27,16 @@ use pvtime_vmm::migration::send::{Failure, Reason, Sender, Source};
 use pvtime_vmm::migration::wire::Wire;
 use pvtime_vmm::state::MachineState;
 use serde_json::{Value, json};
-use stream::{ARRIVAL, Forged, HELLO, MEMORY, OFFER, RAM};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use stream::{ARRIVAL, Forged, HELLO, OFFER, RAM};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 const PAGE: u64 = 4096;
+
+/// Four pages: of what is sent, the order is what matters here.
+const MEMORY: usize = 4 * PAGE as usize;
+
+/// The longest message that is JSON.
+const LONGEST: usize = 1 << 20;
 
 /// The kind of the frame after which the VM may be somebody else's.
 const COMMIT: u32 = 9;
@@ -42,86 +48,216 @@ const MOST_BYTES: usize = 32 << 20;
 /// The most bytes that three messages are, and what is read ahead.
 const MOST_READ: u64 = 3 * ((1 << 20) + 24) + (64 << 10) + 16;
 
-#[derive(Arbitrary, Debug)]
+/// What is asked of a source, and what it hears. Bytes that are 0 or absent make a move as it should
+/// be, and most others do not differ much: else hardly any input would come as far as to a commit.
+#[derive(Debug)]
 struct Input {
     hello: Option<[u8; 16]>,
     dry_run: bool,
-    runs: bool,
+    paused: bool,
     resume_fails: bool,
     /// Rounds in which the guest writes.
     writes: u8,
     messages: Vec<Message>,
 }
 
+impl<'a> Arbitrary<'a> for Input {
+    fn arbitrary(from: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        let hello = rarely(from)?.then(|| from.arbitrary()).transpose()?;
+        let (dry_run, paused, resume_fails) = (rarely(from)?, from.arbitrary()?, from.arbitrary()?);
+        let writes = from.int_in_range(0..=7)?;
+        let mut messages = Vec::new();
+        for honest in [Message::accept, Message::ready, Message::started] {
+            match from.arbitrary::<u8>()? {
+                0..200 => messages.push(honest(from)?),
+                200..210 => break,
+                210.. => messages.push(from.arbitrary()?),
+            }
+        }
+        if rarely(from)? {
+            messages.push(from.arbitrary()?);
+        }
+        Ok(Self {
+            hello,
+            dry_run,
+            paused,
+            resume_fails,
+            writes,
+            messages,
+        })
+    }
+}
+
+/// Once in 32 times.
+fn rarely(from: &mut Unstructured<'_>) -> arbitrary::Result<bool> {
+    Ok(from.arbitrary::<u8>()? >= 248)
+}
+
+/// Some bytes, rarely many times.
+#[derive(Debug)]
+struct Bytes(Vec<u8>);
+
+impl<'a> Arbitrary<'a> for Bytes {
+    fn arbitrary(from: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        let mut bytes = vec![0; from.int_in_range(0..=31)?];
+        from.fill_buffer(&mut bytes)?;
+        let times = match rarely(from)? {
+            true => from.int_in_range(0..=6000)?,
+            false => 1,
+        };
+        Ok(Self(bytes.repeat(times)))
+    }
+}
+
+/// The same as characters.
+#[derive(Debug)]
+struct Text(String);
+
+impl<'a> Arbitrary<'a> for Text {
+    fn arbitrary(from: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        let Bytes(bytes) = from.arbitrary()?;
+        Ok(Self(String::from_utf8_lossy(&bytes).into_owned()))
+    }
+}
+
 #[derive(Arbitrary, Debug)]
 enum Message {
     Answer {
-        who: String,
-        refusals: Vec<String>,
-        /// How often each refusal comes.
-        times: u32,
+        who: Text,
+        refusals: [Text; 2],
+        /// How often they come, as a power of two.
+        times: u8,
     },
     Ready,
-    Started(Option<[String; 5]>),
-    Failed(String),
+    Started(Option<[Text; 5]>),
+    Failed(Bytes),
+    /// An answer or a word that the VM runs, with a field that neither has.
+    Strange {
+        is_answer: bool,
+        field: Text,
+    },
     Other {
         kind: u8,
-        contents: Vec<u8>,
+        contents: Bytes,
     },
     /// Not a frame.
-    Raw(Vec<u8>),
+    Raw(Bytes),
     /// A frame whose header says another length.
     Lies {
         kind: u8,
         length: u32,
-        contents: Vec<u8>,
+        contents: Bytes,
     },
 }
 
+/// What a message is to a source that knows the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    Accepts,
+    Refuses,
+    Ready,
+    Started,
+    Failed,
+    /// Nothing that a destination may say.
+    None,
+}
+
 impl Message {
+    const ANSWER: u32 = 2;
+    const READY: u32 = 8;
+    const STARTED: u32 = 10;
+    const FAILED: u32 = 11;
+
+    fn accept(from: &mut Unstructured<'_>) -> arbitrary::Result<Self> {
+        Ok(Self::Answer {
+            who: from.arbitrary()?,
+            refusals: [Text(String::new()), Text(String::new())],
+            times: 0,
+        })
+    }
+
+    fn ready(_: &mut Unstructured<'_>) -> arbitrary::Result<Self> {
+        Ok(Self::Ready)
+    }
+
+    fn started(from: &mut Unstructured<'_>) -> arbitrary::Result<Self> {
+        Ok(Self::Started(from.arbitrary()?))
+    }
+
     fn add_to(&self, stream: &mut Forged) {
         match self {
-            Self::Answer { .. } => stream.frame(2, self.answer().to_string().as_bytes()),
-            Self::Ready => stream.frame(8, &[]),
-            Self::Started(words) => {
-                let record = words.as_ref().map(record);
-                let started = json!({ "record": record });
-                stream.frame(10, started.to_string().as_bytes());
+            Self::Answer { .. } => stream.frame(Self::ANSWER, self.json().as_bytes()),
+            Self::Ready => stream.frame(Self::READY, &[]),
+            Self::Started(_) => stream.frame(Self::STARTED, self.json().as_bytes()),
+            Self::Failed(why) => stream.frame(Self::FAILED, &why.0),
+            Self::Strange { is_answer, .. } => {
+                let kind = [Self::STARTED, Self::ANSWER][usize::from(*is_answer)];
+                stream.frame(kind, self.json().as_bytes());
             }
-            Self::Failed(why) => stream.frame(11, why.as_bytes()),
-            Self::Other { kind, contents } => stream.frame((*kind).into(), contents),
-            Self::Raw(bytes) => stream.bytes.extend(bytes),
+            Self::Other { kind, contents } => stream.frame((*kind).into(), &contents.0),
+            Self::Raw(bytes) => stream.bytes.extend(&bytes.0),
             Self::Lies {
                 kind,
                 length,
                 contents,
-            } => stream.frame_with((*kind).into(), *length, contents),
+            } => stream.frame_with((*kind).into(), *length, &contents.0),
         }
     }
 
-    fn answer(&self) -> Value {
-        /// More than the longest message has.
-        const MOST: usize = 400_000;
-        let Self::Answer {
-            who,
-            refusals,
-            times,
-        } = self
-        else {
-            return Value::Null;
-        };
-        let times = 1 + *times as usize % (MOST / refusals.len().max(1));
-        let refusals: Vec<_> = refusals
-            .iter()
-            .cycle()
-            .take(times * refusals.len())
-            .collect();
-        json!({ "who": who, "counter_frequency_hz": 25_000_000, "wall_error_ns": null,
-                "refusals": refusals })
+    /// How often the refusals of an answer come: at most more often than the longest message
+    /// has room for.
+    fn times(times: u8) -> usize {
+        match times % 20 {
+            0 => 0,
+            power => 1 << (power - 1),
+        }
+    }
+
+    /// The contents of what is JSON.
+    fn json(&self) -> String {
+        match self {
+            Self::Answer {
+                who,
+                refusals,
+                times,
+            } => {
+                let refusals = refusals.each_ref().map(|it| &it.0);
+                let most = LONGEST / refusals.map(|it| it.len() + 3).iter().sum::<usize>() + 1;
+                let refusals = refusals.repeat(Self::times(*times).min(most));
+                json!({ "who": who.0, "counter_frequency_hz": 25_000_000, "wall_error_ns": null,
+                        "refusals": refusals })
+            }
+            Self::Started(words) => json!({ "record": words.as_ref().map(record) }),
+            // No field's name begins so.
+            Self::Strange { field, .. } => json!({ format!("X{}", field.0): null }),
+            _ => Value::Null,
+        }
+        .to_string()
+    }
+
+    /// `None` where it depends on what comes after.
+    fn meaning(&self) -> Option<Meaning> {
+        Some(match self {
+            Self::Answer { .. } | Self::Started(_) if self.json().len() > LONGEST => Meaning::None,
+            Self::Answer { times, .. } if Self::times(*times) > 0 => Meaning::Refuses,
+            Self::Answer { .. } => Meaning::Accepts,
+            Self::Ready => Meaning::Ready,
+            Self::Started(_) => Meaning::Started,
+            // What is too long is no word of the destination.
+            Self::Failed(why) if why.0.len() > 4096 => Meaning::None,
+            Self::Failed(_) => Meaning::Failed,
+            Self::Strange { .. } => Meaning::None,
+            Self::Other { kind, .. } => match u32::from(*kind) {
+                Self::ANSWER | Self::READY | Self::STARTED | Self::FAILED => return None,
+                _ => Meaning::None,
+            },
+            Self::Raw(_) | Self::Lies { .. } => return None,
+        })
     }
 }
 
-fn record([event, cause, policy, source, distance]: &[String; 5]) -> Value {
+fn record(words: &[Text; 5]) -> Value {
+    let [event, cause, policy, source, distance] = words.each_ref().map(|it| &it.0);
     let reading = json!({ "host": 1, "guest": 1, "offset": 0, "frequency_hz": 25_000_000 });
     json!({
         "sequence": 1, "wall_ns": 1, "event": event, "cause": cause, "policy": policy,
@@ -147,48 +283,34 @@ enum Fate {
 
 /// What a right source has to make of it; `None` where the messages tell too little.
 fn model(input: &Input) -> Option<Fate> {
-    const LONGEST: usize = 1 << 20;
     let right = input.hello.is_none_or(|hello| hello[..12] == HELLO[..12]);
     if !right {
         return Some(Fate::NotAsked);
     }
-    let kept = |ran: bool| match ran && input.resume_fails {
+    let kept = match !input.paused && input.resume_fails {
         true => Fate::Stuck,
         false => Fate::Kept,
     };
     let mut messages = input.messages.iter();
-    match messages.next() {
-        Some(answer @ Message::Answer { refusals, .. }) => {
-            if answer.answer().to_string().len() > LONGEST {
-                return Some(Fate::Kept);
-            }
-            match (refusals.is_empty(), input.dry_run) {
-                (false, _) => return Some(Fate::Asked(Outcome::Refused)),
-                (true, true) => return Some(Fate::Asked(Outcome::Accepted)),
-                (true, false) => {}
-            }
-        }
-        None | Some(Message::Ready | Message::Started(_) | Message::Failed(_)) => {
-            return Some(Fate::Kept);
-        }
-        Some(_) => return None,
+    let mut next = || {
+        messages
+            .next()
+            .map_or(Some(Meaning::None), Message::meaning)
+    };
+    match next()? {
+        Meaning::Refuses => return Some(Fate::Asked(Outcome::Refused)),
+        Meaning::Accepts if input.dry_run => return Some(Fate::Asked(Outcome::Accepted)),
+        Meaning::Accepts => {}
+        _ => return Some(Fate::Kept),
     }
-    match messages.next() {
-        Some(Message::Ready) => {}
-        None | Some(Message::Answer { .. } | Message::Started(_) | Message::Failed(_)) => {
-            return Some(kept(input.runs));
-        }
-        Some(_) => return None,
+    if next()? != Meaning::Ready {
+        return Some(kept);
     }
-    match messages.next() {
-        Some(Message::Started(_)) => Some(Fate::Moved),
-        // What is too long is no word of the destination.
-        Some(Message::Failed(why)) if why.len() <= 4096 => Some(kept(input.runs)),
-        None | Some(Message::Ready | Message::Answer { .. } | Message::Failed(_)) => {
-            Some(Fate::InDoubt)
-        }
-        Some(_) => None,
-    }
+    Some(match next()? {
+        Meaning::Started => Fate::Moved,
+        Meaning::Failed => kept,
+        _ => Fate::InDoubt,
+    })
 }
 
 /// A destination that said all it has to say.
@@ -256,7 +378,7 @@ impl<'a> Vm<'a> {
     fn new(input: &'a Input) -> Self {
         Self {
             input,
-            runs: input.runs.into(),
+            runs: (!input.paused).into(),
             was_stopped: false.into(),
             is_logged: false.into(),
             was_logged: false.into(),
@@ -278,7 +400,7 @@ impl<'a> Vm<'a> {
             Fate::NotAsked | Fate::Asked(_) => assert!(untouched && !is(&self.given_away)),
             Fate::Kept => {
                 assert_eq!(is(&self.given_away), is(&self.taken_back));
-                assert_eq!(is(&self.runs), self.input.runs);
+                assert_eq!(is(&self.runs), !self.input.paused);
             }
             Fate::Stuck => {
                 assert_eq!(is(&self.given_away), is(&self.taken_back));
@@ -294,12 +416,14 @@ impl<'a> Vm<'a> {
 
 static GUEST: LazyLock<GuestMemoryMmap> = LazyLock::new(|| {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), MEMORY)]).unwrap();
-    for page in (0..MEMORY as u64 / PAGE).step_by(64) {
-        memory
-            .write_obj(1u8, GuestAddress(RAM + page * PAGE))
-            .unwrap();
-    }
+    memory.write_obj(1u8, GuestAddress(RAM)).unwrap();
     memory
+});
+
+static ASKED: LazyLock<Offer> = LazyLock::new(|| {
+    let mut offer: Offer = serde_json::from_value(OFFER.clone()).expect("it is one");
+    offer.memory[0].bytes = MEMORY as u64;
+    offer
 });
 
 static STATE: LazyLock<MachineState> = LazyLock::new(|| {
@@ -321,9 +445,9 @@ impl Source for Vm<'_> {
     fn dirty(&self) -> Result<DirtyPages> {
         assert!(self.is_logged.load(SeqCst));
         let round = self.rounds.fetch_add(1, SeqCst);
-        let mut bits = vec![0; MEMORY / PAGE as usize / 64];
-        bits[0] = u64::from(round < usize::from(self.input.writes));
-        Ok(DirtyPages::new(RAM, PAGE, bits))
+        let writes = round < usize::from(self.input.writes);
+        // A page with something in it, and one without.
+        Ok(DirtyPages::new(RAM, PAGE, vec![u64::from(writes) * 3]))
     }
 
     fn pause(&self) -> Result<bool> {
@@ -449,7 +573,7 @@ fn send(vm: &Vm<'_>, offer: &Offer, script: &mut Script) -> Fate {
 }
 
 fuzz_target!(|input: Input| {
-    let mut offer: Offer = serde_json::from_value(OFFER.clone()).expect("it is one");
+    let mut offer = ASKED.clone();
     offer.dry_run = input.dry_run;
     let mut says = Forged::new(&input.hello.unwrap_or(HELLO));
     for message in &input.messages {
