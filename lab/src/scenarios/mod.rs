@@ -115,7 +115,7 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     ),
     (
         "migrate-hostile",
-        "41 peers; the fuzz target has more of them, without a receiver of its own",
+        "48 peers; the fuzz target has more of them, without a receiver of its own",
     ),
     (
         "suspends",

@@ -1,6 +1,6 @@
 //! What a peer may send that is no VM.
 
-use super::stream::{Forged, MACHINE, MEMORY, OFFER, ROUND, Stream, TIME, ZERO};
+use super::stream::{Forged, HELLO_BYTES, MACHINE, MEMORY, OFFER, ROUND, Stream, TIME, ZERO};
 use anyhow::Result;
 
 /// Bytes that a peer sends, and what is said of it then.
@@ -13,6 +13,9 @@ pub struct Attack {
 
 /// No frame begins with it.
 const GARBAGE: [u8; 64] = [0xa5; 64];
+
+/// Bytes of a frame of memory that come one by one: for five times as long as it is waited for.
+const MEMORY_DRIPS: usize = 100;
 
 /// Messages of which every one is followed by nonsense.
 const MESSAGES: [(&str, u32); 4] = [
@@ -163,23 +166,37 @@ fn places(stream: &Stream, attacks: &mut Vec<Attack>) -> Result<()> {
     Ok(())
 }
 
-/// The beginnings of a stream after which nothing more comes.
-pub fn stalls(stream: &Stream) -> Result<Vec<Attack>> {
-    let attack = |name: &str, bytes: Vec<u8>| Attack {
-        name: name.into(),
-        bytes,
-        says: "the other side did nothing for too long",
+/// The beginning of a stream that does not go on as it should.
+pub struct Stall {
+    pub attack: Attack,
+    /// What it says of the rest, a byte now and then; of one that says nothing more, nothing.
+    pub rest: Vec<u8>,
+}
+
+/// The beginnings of a stream after which nothing more comes, or next to nothing.
+pub fn stalls(stream: &Stream) -> Result<Vec<Stall>> {
+    let stall = |name: &str, mut bytes: Vec<u8>, drips: usize| Stall {
+        rest: bytes.split_off(bytes.len().saturating_sub(drips)),
+        attack: Attack {
+            name: name.into(),
+            bytes,
+            says: "the other side did nothing for too long",
+        },
     };
+    let (hello, offer) = (stream.hello.clone(), stream.through(OFFER)?);
     let memory = stream.through(MEMORY)?;
+    let begun = memory.clone().raw(&[4, 0, 0, 0, 1]).bytes;
     Ok(vec![
-        attack("before its hello", Vec::new()),
-        attack("in its hello", stream.hello[..8].to_vec()),
-        attack("before its offer", stream.hello.clone()),
-        attack("in its offer", stream.through(OFFER)?.cut(1).bytes),
-        attack("after its offer", stream.through(OFFER)?.bytes),
-        attack("after a round's number", stream.through(ROUND)?.bytes),
-        attack("in memory", memory.clone().cut(100).bytes),
-        attack("in a header", memory.raw(&[4, 0, 0, 0, 1]).bytes),
-        attack("before its time", stream.through(MACHINE)?.bytes),
+        stall("before its hello", Vec::new(), 0),
+        stall("in its hello", hello[..8].to_vec(), 0),
+        stall("before its offer", hello.clone(), 0),
+        stall("in its offer", offer.clone().cut(1).bytes, 0),
+        stall("after its offer", offer.bytes, 0),
+        stall("after a round's number", stream.through(ROUND)?.bytes, 0),
+        stall("in memory", memory.clone().cut(100).bytes, 0),
+        stall("in a header", begun, 0),
+        stall("before its time", stream.through(MACHINE)?.bytes, 0),
+        stall("a drip in its hello", hello, HELLO_BYTES),
+        stall("a drip in memory", memory.bytes, MEMORY_DRIPS),
     ])
 }

@@ -2,9 +2,11 @@
 //! memory, in a line, and nothing of a VM runs.
 
 mod attacks;
+mod peer;
 mod stream;
 
-use self::attacks::{Attack, attacks, stalls};
+use self::attacks::{Attack, Stall, attacks, stalls};
+use self::peer::{Peer, Said, socket};
 use self::stream::{COMMIT, Stream};
 use super::bare_checks::{at_least, count};
 use super::migrate_faults::{end_relay, start_relay};
@@ -14,29 +16,26 @@ use crate::interrupt::sleep;
 use crate::report::{Check, Limit};
 use crate::scenario::{Scenario, Stage, Step, no_checks};
 use anyhow::{Context, Result, bail};
-use lab_agent::TALK;
-use lab_agent::message::{ChildId, Spawn};
 use lab_agent::relay::Order;
-use rustix::process::Signal;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "migrate-hostile",
-    about: "peers that lie, send nonsense or stall are refused by `pvtime receive`, and nothing runs",
+    about: "peers that lie, send nonsense, stall or drip are refused by `pvtime receive`, and nothing runs",
     must_fail: None,
     play,
 };
 
-/// Those that stall, each at a VMM of its own.
-const STALLED: [&str; 9] = [
+/// Those that stall or drip, each at a VMM of its own.
+const STALLED: [&str; 11] = [
     "stall-0", "stall-1", "stall-2", "stall-3", "stall-4", "stall-5", "stall-6", "stall-7",
-    "stall-8",
+    "stall-8", "stall-9", "stall-10",
 ];
 
 /// A message's deadline, 10 s, and what a busy machine adds.
 const STALL_LIMIT_S: f64 = 20.0;
-const LIMIT: Duration = Duration::from_secs(30);
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often those that drip say a byte.
+const DRIP_EVERY: Duration = Duration::from_millis(500);
 
 /// Beyond what the VMM is and the pages that came: memory for what a length says would be 1 MiB for
 /// an offer, and 4 GiB for anything that is believed.
@@ -81,7 +80,7 @@ fn play(stage: &mut Stage) -> Result<()> {
                 checks: |scene| vec![scene.refused.fault_check("unfinished_vms_that_ran")],
             },
             Step {
-                name: "stall",
+                name: "stall, and drip",
                 act: stall_all,
                 checks: |scene| {
                     scene
@@ -133,10 +132,6 @@ fn record(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn socket(receiver: &Receiver) -> &str {
-    receiver.address.trim_start_matches("unix:")
-}
-
 fn attack_all(scene: &mut Scene, _: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
     let receiver = scene.receiver.as_ref().context("no receiver")?;
@@ -166,7 +161,7 @@ fn forge_commit(scene: &mut Scene, _: &mut Stage) -> Result<()> {
     };
     let peer = Peer::send(&attack, &receiver, host)?;
     // Its vCPUs have threads by now, which it says in a line of its own.
-    let said = peer.await_text(attack.says, &receiver, host)?;
+    let said = peer.await_text(attack.says, &attack, &receiver, host)?;
     scene.refused.enter(&said, &attack);
     let status = receiver.ctl(host, &["status", "--json"])?;
     let status = status.context("the VM in doubt does not answer")?;
@@ -206,14 +201,31 @@ fn stall_all(scene: &mut Scene, _: &mut Stage) -> Result<()> {
         .map(|name| Receiver::start(name, host))
         .collect::<Result<_>>()?;
     let mut peers = Vec::new();
-    for (attack, receiver) in stalls.iter().zip(&receivers) {
-        peers.push(Peer::send(attack, receiver, host)?);
+    for (stall, receiver) in stalls.iter().zip(&receivers) {
+        peers.push((
+            stall,
+            receiver,
+            Peer::send(&stall.attack, receiver, host)?,
+            0,
+        ));
     }
-    for ((attack, receiver), peer) in stalls.iter().zip(&receivers).zip(peers) {
-        scene
-            .refused
-            .enter(&peer.await_line(attack, receiver, host)?, attack);
-        peer.end(host)?;
+    // Whoever runs late drips late: what a drip could say does not depend on how busy the machine is.
+    while !peers.is_empty() {
+        sleep(DRIP_EVERY)?;
+        let mut left = Vec::new();
+        for (stall, receiver, peer, said) in peers {
+            if let Some(line) = peer.line(&stall.attack, receiver, host)? {
+                scene.refused.enter(&line, &stall.attack);
+                scene.refused.enter_drip(stall, said);
+                peer.end(host)?;
+                continue;
+            }
+            if let Some(byte) = stall.rest.get(said) {
+                peer.say(&[*byte], host);
+            }
+            left.push((stall, receiver, peer, said + 1));
+        }
+        peers = left;
     }
     for receiver in receivers {
         let waiting = receiver.waiting(host)?;
@@ -223,72 +235,6 @@ fn stall_all(scene: &mut Scene, _: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// A peer that has sent its bytes.
-struct Peer {
-    talker: ChildId,
-    start: Instant,
-    /// Bytes that the VMM had said before.
-    said_before: usize,
-}
-
-/// What was said of one.
-struct Said {
-    text: String,
-    after: Duration,
-}
-
-impl Peer {
-    fn send(attack: &Attack, receiver: &Receiver, host: &mut Host) -> Result<Self> {
-        const CHUNK: usize = 64 << 10;
-        let said_before = receiver.said(host)?.len();
-        let agent = host.facts().agent_program.clone();
-        let start = Instant::now();
-        let talker = host.spawn(Spawn {
-            argv: vec![agent, TALK.into(), socket(receiver).to_owned()],
-            stdin: true,
-            stdout: Some(host.file("answers")),
-            stderr: Some(host.file("talk.log")),
-            ..Spawn::default()
-        })?;
-        for chunk in attack.bytes.chunks(CHUNK) {
-            // Whoever is refused before it has said all cannot say the rest.
-            if host.write_stdin(talker.child, chunk).is_err() {
-                break;
-            }
-        }
-        Ok(Self {
-            talker: talker.child,
-            start,
-            said_before,
-        })
-    }
-
-    /// What the VMM says of it: a line, and whatever else it says with that.
-    fn await_line(&self, attack: &Attack, receiver: &Receiver, host: &mut Host) -> Result<Said> {
-        self.await_text("\n", receiver, host)
-            .with_context(|| format!("of a peer with {}", attack.name))
-    }
-
-    fn await_text(&self, text: &str, receiver: &Receiver, host: &mut Host) -> Result<Said> {
-        loop {
-            let said = receiver.said(host)?.split_off(self.said_before);
-            let after = self.start.elapsed();
-            if said.contains(text) && said.ends_with('\n') {
-                return Ok(Said { text: said, after });
-            }
-            if after > LIMIT {
-                bail!("the VMM has said {said:?} in {} s", LIMIT.as_secs());
-            }
-            sleep(LOOK_EVERY)?;
-        }
-    }
-
-    fn end(self, host: &mut Host) -> Result<()> {
-        let _ended_already = host.signal(self.talker, Signal::KILL.as_raw());
-        host.wait(self.talker, LIMIT).map(drop)
-    }
-}
-
 impl Refused {
     fn enter(&mut self, said: &Said, attack: &Attack) {
         self.peers += 1;
@@ -296,6 +242,15 @@ impl Refused {
         let text = said.text.trim_end();
         if !text.contains(attack.says) {
             self.faults.push(format!("{}: {text:?}", attack.name));
+        }
+    }
+
+    /// One that drips is left before it has said all.
+    fn enter_drip(&mut self, stall: &Stall, said: usize) {
+        if !stall.rest.is_empty() && said >= stall.rest.len() {
+            let (name, bytes) = (&stall.attack.name, stall.rest.len());
+            self.faults
+                .push(format!("{name}: it could say all of its {bytes} bytes"));
         }
     }
 
