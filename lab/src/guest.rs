@@ -101,6 +101,8 @@ pub struct GuestSpec {
     pub memory_mib: u32,
     /// What each vCPU does from the start.
     pub workload: Workload,
+    /// What its VMM does not find in the host's KVM: a `WITHHOLD_` of the agent's.
+    pub withheld: Option<&'static str>,
     /// `--stolen-time`.
     pub stolen_time: &'static str,
     /// `--on-pause`.
@@ -123,6 +125,7 @@ impl GuestSpec {
             cpus: 1,
             memory_mib: 128,
             workload: Workload::Idle,
+            withheld: None,
             stolen_time: "on",
             on_pause: "freeze",
             vmm_options: &[],
@@ -180,7 +183,7 @@ impl Guest {
         ]);
         argv.extend(spec.vmm_options);
         let is_busy = spec.workload != Workload::Idle;
-        Self::spawn(spec.name, is_busy, &argv, host)
+        Self::spawn_without(spec.withheld, spec.name, is_busy, &argv, host)
     }
 
     /// Has a guest go on that was saved in a folder on this host. Its program does not introduce
@@ -207,7 +210,24 @@ impl Guest {
         arguments: &[&str],
         host: &mut Host,
     ) -> Result<Self> {
+        Self::spawn_without(None, name, is_busy, arguments, host)
+    }
+
+    /// The same for a VMM that does not find this in the host's KVM: a `WITHHOLD_` of the agent's.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn spawn_without(
+        withheld: Option<&str>,
+        name: &'static str,
+        is_busy: bool,
+        arguments: &[&str],
+        host: &mut Host,
+    ) -> Result<Self> {
         let pvtime = host.path_of("pvtime")?;
+        let agent = host.facts().agent_program.clone();
+        let mut before = Vec::new();
+        before.extend(withheld.map(|withheld| [agent.as_str(), withheld]));
         let socket = host.file(&format!("{name}.sock"));
         let reports = host.file(&format!("{name}-reports.log"));
         let console = host.file(&format!("{name}-console.log"));
@@ -221,7 +241,7 @@ impl Guest {
             "--api-socket",
             &socket,
         ];
-        let argv = [&[pvtime.as_str()], arguments, &places].concat();
+        let argv = [before.as_flattened(), &[&pvtime], arguments, &places].concat();
         let vmm = host.spawn(Spawn {
             argv: argv.into_iter().map(str::to_owned).collect(),
             stdin: true,

@@ -695,6 +695,9 @@ pub enum CtlCommand {
         /// The folder to make
         #[arg(value_name = "DIR")]
         folder: PathBuf,
+        /// Print what came of it as one line of JSON, and no progress
+        #[arg(long)]
+        json: bool,
     },
     /// Draw physical, live physical and virtual time of one of its vCPUs, over its life so far
     Figure {

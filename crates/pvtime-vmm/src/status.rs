@@ -15,7 +15,7 @@ use time_figure::Sample;
 
 use crate::api::Vm;
 use crate::api::answers::{
-    Accounts, Ledger, LivePhysicalTime, Migration, MigrationReport, PausedTime, Prepared,
+    Accounts, Ledger, LivePhysicalTime, Migration, MigrationReport, PausedTime, Prepared, Saving,
     StolenTime, Time, VcpuTime, VmState,
 };
 use crate::api::requests::Migrate;
@@ -28,6 +28,7 @@ use crate::migration::ownership::Owner;
 use crate::migration::report::Outcome;
 use crate::run::progress;
 use crate::snapshot;
+use crate::snapshot::monitor::Monitor as SnapshotMonitor;
 
 /// Answers for a VM, from any thread.
 pub struct Status {
@@ -38,6 +39,7 @@ pub struct Status {
     has_begun: Arc<AtomicBool>,
     stop: Event,
     monitor: Monitor,
+    snapshots: SnapshotMonitor,
     cancel: Event,
 }
 
@@ -57,6 +59,7 @@ impl Status {
     ) -> Result<Self> {
         Ok(Self {
             monitor: Monitor::default(),
+            snapshots: SnapshotMonitor::default(),
             cancel: cancel.clone(),
             id: id.into(),
             machine: Arc::clone(machine),
@@ -184,13 +187,24 @@ impl Vm for Status {
 
     fn snapshot(&self, folder: &Path) -> Result<()> {
         snapshot::check_place(folder)?;
+        self.snapshots.begin(folder);
         let runs = self.time.is_running();
         if runs {
-            self.time.pause(Cause::Snapshot)?;
+            let stopped = self.time.pause(Cause::Snapshot);
+            stopped.inspect_err(|_| self.snapshots.end(false))?;
         }
-        let saved = self.machine.save(folder, &mut progress("saving"));
+        let mut on_terminal = progress("saving");
+        let saved = self.machine.save(folder, &mut |progress| {
+            self.snapshots.update(progress);
+            on_terminal(progress);
+        });
+        self.snapshots.end(saved.is_ok());
         let resumed = if runs { self.machine.resume() } else { Ok(()) };
         snapshot::outcome(folder, saved, resumed)
+    }
+
+    fn saving(&self) -> Saving {
+        self.snapshots.saving()
     }
 
     fn stop(&self) {

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::Ordering;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use pvtime_vmm::api::{Server, Vm, answers, requests};
@@ -13,7 +14,6 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 #[path = "../src/api/fake.rs"]
-#[expect(dead_code, reason = "the socket's own tests need more of it")]
 mod fake;
 
 use fake::{FakeVm, record};
@@ -108,7 +108,7 @@ fn end_of(mut child: Child) -> (Option<i32>, String) {
                 child.kill().unwrap();
                 panic!("it does not end");
             }
-            None => std::thread::sleep(Duration::from_millis(5)),
+            None => sleep(Duration::from_millis(5)),
         }
     };
     let mut error = String::new();
@@ -184,6 +184,9 @@ fn orders_reach_the_vm() {
     assert_eq!(setup.says(&["snapshot", "saved"]), "");
     let saved = setup.folder.path().canonicalize().unwrap().join("saved");
     assert_eq!(*setup.vm.snapshots.lock().unwrap(), [saved]);
+    let said = json_lines(&setup.says(&["snapshot", "more", "--json"]));
+    assert_eq!(said[0]["phase"], "Saved");
+    assert_eq!(said[0]["memory_bytes"], said[0]["done_bytes"]);
     assert_eq!(setup.says(&["stop"]), "");
     assert!(setup.vm.is_stopped.load(Ordering::SeqCst));
 
@@ -197,6 +200,32 @@ fn orders_reach_the_vm() {
         let error = setup.refuses(arguments);
         assert_eq!(error, "pvtime: the VM refuses: the thread has ended\n");
     }
+}
+
+/// What a snapshot says on standard error that is under way for longer than a line takes.
+fn says_meanwhile(arguments: &[&str]) -> String {
+    let setup = setup();
+    let (has_begun, go_on) = setup.vm.hold_snapshot();
+    let mut command = ctl(&setup.socket, arguments);
+    command.current_dir(setup.folder.path());
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = child.spawn().unwrap();
+    has_begun.recv_timeout(LONG).unwrap();
+    sleep(Duration::from_millis(2500));
+    go_on.send(()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_long_snapshot_says_how_far_it_is_off_a_terminal_too() {
+    let said = says_meanwhile(&["snapshot", "saved"]);
+    assert_eq!(
+        said, "pvtime: saving: 64 of 256 MiB\n",
+        "once: nothing is new"
+    );
+    assert_eq!(says_meanwhile(&["snapshot", "saved", "--json"]), "");
 }
 
 #[test]
@@ -263,7 +292,7 @@ fn following_ends_when_nobody_reads() {
     let start = Instant::now();
     while child.try_wait().unwrap().is_none() && start.elapsed() < LONG {
         setup.vm.records.push(record("pause"));
-        std::thread::sleep(Duration::from_millis(20));
+        sleep(Duration::from_millis(20));
     }
     assert_eq!(end_of(child), (Some(0), String::new()));
 }

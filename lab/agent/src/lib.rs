@@ -18,6 +18,9 @@ pub const PROTOCOL: u32 = 4;
 /// KVM's VMs and vCPUs have no attributes: no SMCCC filter and no place for stolen time.
 pub const WITHHOLD_ATTRIBUTES: &str = "withhold-attributes";
 
+/// The same, with a KVM that has no offset for all counters of a VM, as before Linux 6.4.
+pub const WITHHOLD_COUNTER_OFFSET: &str = "withhold-counter-offset";
+
 /// The agent's program with this argument talks to the Unix socket at the path behind it: its standard
 /// input goes there, and what comes from there to its standard output.
 pub const TALK: &str = "talk";

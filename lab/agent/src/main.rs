@@ -4,8 +4,8 @@
 //! virtio-serial port, and powers the machine off at the end. Otherwise its standard input is a
 //! socket to the lab. Either way the end of the channel ends everything that it started.
 //!
-//! With [`WITHHOLD_ATTRIBUTES`] it becomes another program instead, with [`RELAY`] it relays one
-//! connection, with [`TALK`] it talks to a socket.
+//! With [`WITHHOLD_ATTRIBUTES`] or [`WITHHOLD_COUNTER_OFFSET`] it becomes another program instead, with
+//! [`RELAY`] it relays one connection, with [`TALK`] it talks to a socket.
 
 mod children;
 mod clocks;
@@ -21,7 +21,7 @@ mod withhold;
 
 use anyhow::{Context, Result, bail};
 use lab_agent::relay::{self, RELAY};
-use lab_agent::{TALK, WITHHOLD_ATTRIBUTES};
+use lab_agent::{TALK, WITHHOLD_ATTRIBUTES, WITHHOLD_COUNTER_OFFSET};
 use rustix::process::{Signal, getpid, set_parent_process_death_signal};
 use service::Service;
 use std::fs::File;
@@ -51,7 +51,10 @@ fn as_child() -> Result<()> {
     match &arguments[..] {
         [] => {}
         [first, argv @ ..] if first == WITHHOLD_ATTRIBUTES => {
-            match withhold::attributes_from(argv)? {}
+            match withhold::from(argv, &withhold::ATTRIBUTES)? {}
+        }
+        [first, argv @ ..] if first == WITHHOLD_COUNTER_OFFSET => {
+            match withhold::from(argv, &withhold::COUNTER_OFFSET)? {}
         }
         [first, path] if first == TALK => return talk::with(path),
         [first, order] if first == RELAY => {

@@ -2,8 +2,8 @@
 
 use lab::host::Host;
 use lab::machine::HostSpec;
-use lab_agent::WITHHOLD_ATTRIBUTES;
 use lab_agent::message::{Exit, Spawn, Spawned};
+use lab_agent::{WITHHOLD_ATTRIBUTES, WITHHOLD_COUNTER_OFFSET};
 use rustix::process::Signal;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -255,13 +255,14 @@ fn a_program_from_which_something_is_withheld_runs_under_a_filter() {
     let folder = Folder::new("withhold");
     let mut host = folder.host();
     let agent = host.facts().agent_program.clone();
-    let script = "grep Seccomp: /proc/self/status";
-    let filtered = host.run(
-        &[&agent, WITHHOLD_ATTRIBUTES, "/bin/sh", "-c", script],
-        LIMIT,
-    );
-    assert_eq!(filtered.unwrap().stdout.trim(), "Seccomp:\t2");
-    assert_eq!(shell(&mut host, script).stdout.trim(), "Seccomp:\t0");
+    let script = "grep Seccomp /proc/self/status | tr -d '\\n\\t'";
+    for (withhold, filters) in [(WITHHOLD_ATTRIBUTES, 1), (WITHHOLD_COUNTER_OFFSET, 2)] {
+        let filtered = host.run(&[&agent, withhold, "/bin/sh", "-c", script], LIMIT);
+        let said = format!("Seccomp:2Seccomp_filters:{filters}");
+        assert_eq!(filtered.unwrap().stdout.trim(), said);
+    }
+    let said = shell(&mut host, script).stdout;
+    assert_eq!(said.trim(), "Seccomp:0Seccomp_filters:0");
     let absent = host
         .run(&[&agent, WITHHOLD_ATTRIBUTES, "/absent"], LIMIT)
         .unwrap();

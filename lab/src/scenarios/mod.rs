@@ -6,6 +6,7 @@ pub mod bench;
 mod boot;
 mod canary;
 mod clock_reader;
+mod counter_registers;
 pub mod demo;
 mod el1;
 mod four_vcpus;
@@ -67,6 +68,10 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     (
         "pause-advance",
         "half a minute of the twenty that the test command has",
+    ),
+    (
+        "counter-registers",
+        "twenty seconds, and losses that only a quiet machine keeps; kvm-tests has the same of VmTime alone",
     ),
     (
         "pause-freeze",
@@ -178,6 +183,7 @@ pub const ALL: &[Scenario] = &[
     snapshot_advance::SCENARIO,
     snapshot_killed::SCENARIO,
     physical_counter::SCENARIO,
+    counter_registers::SCENARIO,
     ledger::SCENARIO,
     migrate_same_frequency::SCENARIO,
     migrate_refused::SCENARIO,

@@ -218,7 +218,9 @@ impl VmTime {
             return Err(Error::HalfRestored);
         }
         self.check_threads(&state)?;
-        self.open_after(&mut state, Event::Start)
+        let record = self.open_after(&mut state, Event::Start)?;
+        self.keep(record);
+        Ok(())
     }
 
     /// Takes every vCPU out of the guest and keeps it out. The guest's counter at the stop is taken
@@ -276,8 +278,7 @@ impl VmTime {
             // It fails, and says why.
             return self.step(&mut state, self.now(), Event::Resume).map(drop);
         }
-        let resumed = || self.step(&mut state, self.now(), Event::Resume);
-        let record = self.gate.open_after(resumed)?;
+        let record = self.open_after(&mut state, Event::Resume)?;
         self.keep(record.map(|record| Record {
             unfinished_ms: unfinished.map(whole_ms),
             ..record
@@ -397,12 +398,10 @@ impl VmTime {
         accounts
     }
 
-    /// Steps the timeline and lets the vCPUs into the guest at once.
-    fn open_after(&self, state: &mut State, event: Event<'_>) -> Result<(), Error> {
+    /// Steps the timeline and lets the vCPUs into the guest at once. The record is to be kept.
+    fn open_after(&self, state: &mut State, event: Event<'_>) -> Result<Option<Record>, Error> {
         self.prepare(state, event)?;
-        let opened = self.gate.open_after(|| self.step(state, self.now(), event));
-        self.keep(opened?);
-        Ok(())
+        self.gate.open_after(|| self.step(state, self.now(), event))
     }
 
     /// Steps the timeline and carries out what that leads to. The record is to be kept when nothing

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use time_figure::Sample;
 
 pub use crate::generation::{Generation, GenerationId};
+pub use crate::snapshot::monitor::{Phase as SnapshotPhase, Saving};
 pub use crate::suspension::Prepared;
 
 /// `GET /`: what runs, as Firecracker describes an instance.

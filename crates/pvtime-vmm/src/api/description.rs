@@ -7,7 +7,7 @@ use pvtime::host::Cause;
 use pvtime::host::timeline::{EventKind, GapSource, Policy};
 use serde_json::{Map, Value, json};
 
-use super::answers::{Events, VmState};
+use super::answers::{Events, SnapshotPhase, VmState};
 use super::fake::{FakeVm, record};
 use super::http::Request;
 use super::requests::MAX_WAIT;
@@ -142,7 +142,7 @@ fn answers_are_as_described() {
         .into_iter()
         .filter(|it| it.method == "GET")
         .collect();
-    assert_eq!(reading.len(), 6);
+    assert_eq!(reading.len(), 7);
     for operation in reading {
         let validator = validator(&document, operation.answer_schema());
         let (status, body) = ask(&api, "GET", operation.path, &Value::Null);
@@ -322,6 +322,15 @@ fn described_values_are_all_there_are() {
     let states = states.map(|it| serde_json::to_value(it).unwrap());
     let states: Vec<_> = states.iter().filter_map(Value::as_str).collect();
     assert_eq!(values("Instance", "state"), states);
+    let phases = [
+        SnapshotPhase::Idle,
+        SnapshotPhase::Saving,
+        SnapshotPhase::Saved,
+        SnapshotPhase::Failed,
+    ];
+    let phases = phases.map(|it| serde_json::to_value(it).unwrap());
+    let phases: Vec<_> = phases.iter().filter_map(Value::as_str).collect();
+    assert_eq!(values("Snapshot", "phase"), phases);
 }
 
 #[test]

@@ -15,8 +15,8 @@ use time_figure::Sample;
 use super::Vm;
 use super::answers::{
     Accounts, Generation, GenerationId, Ledger, LivePhysicalTime, Migration, MigrationClocks,
-    MigrationOutcome, MigrationReport, PausedByCause, PausedTime, Phase, Prepared, StolenTime,
-    Time, Transfer, VcpuTime, VmState,
+    MigrationOutcome, MigrationReport, PausedByCause, PausedTime, Phase, Prepared, Saving,
+    SnapshotPhase, StolenTime, Time, Transfer, VcpuTime, VmState,
 };
 use super::requests::Migrate;
 
@@ -43,6 +43,8 @@ pub struct Inner {
     /// Its migration was called off.
     pub is_cancelled: AtomicBool,
     pub snapshots: Mutex<Vec<PathBuf>>,
+    /// How far the last of them is.
+    pub saving: Mutex<Saving>,
     pub migrations: Mutex<Vec<Migrate>>,
     /// Where a snapshot says that it began, and what it then waits for.
     hold: Mutex<Option<(Sender<()>, Receiver<()>)>>,
@@ -292,13 +294,27 @@ impl Vm for FakeVm {
     }
 
     fn snapshot(&self, folder: &Path) -> Result<()> {
+        let saving = |phase, done_bytes| Saving {
+            phase,
+            snapshot_path: Some(folder.into()),
+            memory_bytes: 256 << 20,
+            done_bytes,
+        };
+        *self.saving.lock().unwrap() = saving(SnapshotPhase::Saving, 64 << 20);
         if let Some((begins, waits)) = self.hold.lock().unwrap().take() {
             begins.send(()).unwrap();
             waits.recv().unwrap();
         }
-        self.check()?;
+        let failed = saving(SnapshotPhase::Failed, 64 << 20);
+        self.check()
+            .inspect_err(|_| *self.saving.lock().unwrap() = failed)?;
         self.snapshots.lock().unwrap().push(folder.into());
+        *self.saving.lock().unwrap() = saving(SnapshotPhase::Saved, 256 << 20);
         Ok(())
+    }
+
+    fn saving(&self) -> Saving {
+        self.saving.lock().unwrap().clone()
     }
 
     fn take_over(&self) -> Result<()> {

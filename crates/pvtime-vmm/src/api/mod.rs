@@ -5,6 +5,7 @@
 //! | `/` | GET | what runs, and its state |
 //! | `/vm` | PATCH | pauses and resumes it |
 //! | `/snapshot/create` | PUT | saves it |
+//! | `/snapshot` | GET | how far that is |
 //! | `/migration` | PUT | moves it to another host |
 //! | `/migration` | PATCH | calls that off |
 //! | `/migration` | GET | how far that is |
@@ -34,7 +35,7 @@ use pvtime_kvm::record::Records;
 use time_figure::Sample;
 
 use crate::failure;
-use answers::{Ledger, Migration, MigrationReport, Prepared, Time, VmState};
+use answers::{Ledger, Migration, MigrationReport, Prepared, Saving, Time, VmState};
 use requests::Migrate;
 
 /// A VM, as the resources need it.
@@ -104,6 +105,9 @@ pub trait Vm: Send + Sync + 'static {
     /// saved and does not go on: the folder holds it whole then, it stays paused, and the error says
     /// both.
     fn snapshot(&self, folder: &Path) -> anyhow::Result<()>;
+
+    /// How far its snapshot is.
+    fn saving(&self) -> Saving;
 
     /// Lets a VM in doubt go on here, whose other host does not run it. One that is in no doubt
     /// goes on as with [`resume`](Self::resume).

@@ -27,6 +27,7 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/", instance),
     route("PATCH", "/vm", change_state),
     route("PUT", "/snapshot/create", create_snapshot),
+    route("GET", "/snapshot", saving),
     route("PUT", "/migration", migrate),
     route("PATCH", "/migration", change_migration),
     route("GET", "/migration", migration),
@@ -292,6 +293,11 @@ fn create_snapshot(api: &Api, request: &Request) -> Result<Response, Fault> {
         }
         state => Err(not_ours(state)),
     })
+}
+
+fn saving(api: &Api, request: &Request) -> Result<Response, Fault> {
+    no_query(&request.query)?;
+    Ok(Response::ok(&api.vm().saving()))
 }
 
 fn migrate(api: &Api, request: &Request) -> Result<Response, Fault> {

@@ -3,10 +3,10 @@
 mod events;
 mod figure;
 mod ledger;
+mod snapshot;
 mod status;
 
 use std::io::{self, ErrorKind, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -14,10 +14,8 @@ use serde::Serialize;
 
 use crate::api::answers::Events;
 use crate::api::client::Client;
-use crate::api::requests::{
-    Action, ActionType, ChangeState, CreateSnapshot, HostSleep, SleepPhase, WantedState,
-};
-use crate::cli::{self, CtlArgs, CtlCommand};
+use crate::api::requests::{Action, ActionType, ChangeState, HostSleep, SleepPhase, WantedState};
+use crate::cli::{CtlArgs, CtlCommand};
 
 /// Carries out the command.
 ///
@@ -50,7 +48,7 @@ fn carry_out(client: &Client, command: &CtlCommand) -> Result<()> {
         CtlCommand::Resume { json, .. } => change_state(client, WantedState::Resumed, *json),
         CtlCommand::PrepareSleep { json } => host_sleep(client, SleepPhase::Prepare, *json),
         CtlCommand::FinishSleep { json } => host_sleep(client, SleepPhase::Finish, *json),
-        CtlCommand::Snapshot { folder } => snapshot(client, folder),
+        CtlCommand::Snapshot { folder, json } => snapshot::save(client, folder, *json),
         CtlCommand::Figure { file, vcpu } => figure::write(client, *vcpu, file),
         CtlCommand::Stop => {
             let action_type = ActionType::Stop;
@@ -97,12 +95,6 @@ fn change_and_show(
     client.change(method, path, change)?;
     let shown = events::show_after(client, before.last, json)?;
     Ok(shown != before.last)
-}
-
-fn snapshot(client: &Client, folder: &Path) -> Result<()> {
-    let snapshot_path = cli::absolute(folder)?;
-    let body = CreateSnapshot { snapshot_path };
-    Ok(client.change("PUT", "/snapshot/create", &body)?)
 }
 
 /// Prints a line, or some.

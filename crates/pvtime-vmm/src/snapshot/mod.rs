@@ -25,6 +25,7 @@ mod disk;
 mod error;
 mod manifest;
 mod memory;
+pub mod monitor;
 mod open;
 mod parallel;
 mod save;

@@ -222,7 +222,7 @@ fn what_does_not_exist_is_refused_with_what_does() {
     assert_eq!(status, 404);
     assert_eq!(
         message,
-        "there is no /machine-config; there are /, /vm, /snapshot/create, /migration, \
+        "there is no /machine-config; there are /, /vm, /snapshot/create, /snapshot, /migration, \
          /actions, /time, /time/ledger, /time/events, /time/host-sleep, /time/history"
     );
     let (status, message) = fault(&api, "PUT", "/vm", PAUSE);

@@ -239,7 +239,7 @@ fn one_changes_while_many_read() {
             "another client's snapshot is under way; ask again when it is over"
         );
     }
-    for path in ["/", "/time", "/time/ledger", "/time/events"] {
+    for path in ["/", "/snapshot", "/time", "/time/ledger", "/time/events"] {
         setup.client.get::<serde_json::Value>(path).unwrap();
     }
     go_on.send(()).unwrap();

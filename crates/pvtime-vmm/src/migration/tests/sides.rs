@@ -481,10 +481,13 @@ impl World {
             was_logged: source.was_logged.load(Ordering::SeqCst),
             is_logged: source.is_logged.load(Ordering::SeqCst),
         };
-        let load = |[to_destination, to_source]: &[std::sync::Arc<_>; 2], less| Counts {
-            to_destination: std::sync::atomic::AtomicU64::load(to_destination, Ordering::SeqCst)
-                - less,
-            to_source: std::sync::atomic::AtomicU64::load(to_source, Ordering::SeqCst) - less,
+        // A side whose connection is cut at once may have written nothing.
+        let load = |[to_destination, to_source]: &[std::sync::Arc<_>; 2], less| {
+            let of = |count| std::sync::atomic::AtomicU64::load(count, Ordering::SeqCst);
+            Counts {
+                to_destination: of(to_destination).saturating_sub(less),
+                to_source: of(to_source).saturating_sub(less),
+            }
         };
         ((outcome, report), load(&bytes, 0), load(&writes, 1))
     }
