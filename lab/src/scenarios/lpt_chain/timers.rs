@@ -302,7 +302,7 @@ impl Timers {
                 list(|it| it.stopped),
                 list(|it| it.stolen),
             );
-            let limit = Limit::AtMost(kind.latest_us());
+            let limit = Limit::AtMost(LATEST_US);
             Check::new("late_us_median_of_kind", judged(&delays), limit, "us").with_detail(detail)
         }));
         checks
@@ -393,15 +393,6 @@ fn check_fired(crossings: &[Crossing], hops: usize, name: &str) -> Check {
 impl Kind {
     fn repeats(&self) -> bool {
         self.delay_us > Some(0)
-    }
-
-    /// How late its timers may be at the median. Those that are due as the VM goes on wait for all that
-    /// every vCPU does first, on hosts of two CPUs.
-    fn latest_us(&self) -> f64 {
-        match self.delay_us {
-            Some(..100_000) => 20_000.0,
-            _ => LATEST_US,
-        }
     }
 }
 
@@ -597,6 +588,7 @@ mod tests {
         };
         let expected = [
             "late_us_median",
+            "late_us_median_of_kind",
             "late_us_median_of_kind",
             "late_us_median_of_kind",
         ];
