@@ -53,8 +53,8 @@ struct Cli {
 
 /// Those who are told of sleeps.
 trait Sleepers {
-    /// The host is about to sleep, and waits for that long.
-    fn prepare(&self, limit: Duration);
+    /// The host is about to sleep, and waits for that long, or until it does not sleep any more.
+    fn prepare(&self, limit: Duration, is_over: &dyn Fn() -> bool);
     /// It slept, or does not after all.
     fn finish(&self);
 }
