@@ -50,6 +50,7 @@ mod three_guests;
 mod timers_survive;
 mod view;
 mod watch;
+mod watch_cost;
 mod watchdog;
 
 use crate::scenario::Scenario;
@@ -120,6 +121,10 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     (
         "suspends",
         "nearly a minute of stops; kvm-tests has some of each kind",
+    ),
+    (
+        "watch-cost",
+        "figures that only a quiet machine has, for docs/benchmarks.md",
     ),
     (
         "suspend-and-save",
@@ -203,6 +208,7 @@ pub const ALL: &[Scenario] = &[
     suspend_forgotten::SCENARIO,
     suspend_coordinated::SCENARIO,
     suspend_and_save::SCENARIO,
+    watch_cost::SCENARIO,
     gate_race::SCENARIO,
     timers_survive::SCENARIO,
     generation::SCENARIO,
