@@ -340,12 +340,12 @@ impl Journey {
     fn circumstances(&self, gaps_us: &[f64]) -> String {
         let held_up = self.moves.iter().map(|it| it.pause.held_up.as_secs_f64());
         let held_up = median(held_up.map(|s| s * 1e3).collect());
-        let known = self.moves.iter().filter(|it| it.pause.is_gap_known());
+        let sides = self.moves.iter().filter_map(|it| it.pause.sides_us());
+        let sides: Vec<_> = sides.collect();
         format!(
-            "{}; {gaps_us:.0?}; {} known, others bounded; the new host's emulator waited {held_up:.0} \
-             ms for CPUs at the median",
+            "{}; {gaps_us:.0?}; before and after where known, with what was stolen: {sides:.0?}; others \
+             bounded; the new host's emulator waited {held_up:.0} ms for CPUs at the median",
             self.who.name,
-            known.count()
         )
     }
 
