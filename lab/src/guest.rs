@@ -17,7 +17,10 @@ mod spec;
 
 pub use moving::{INSECURE, MigrationReport, Receiver, Transfer, Waiting};
 use spec::command_line;
-pub use spec::{GuestImage, GuestSpec, WARNINGS, boot_host, host_spec, host_spec_with_debian};
+pub use spec::{
+    GuestImage, GuestSpec, WARNINGS, boot_host, host_spec, host_spec_with_debian,
+    host_spec_with_next,
+};
 
 /// Longest time from the start of the VMM to the guest program's first report.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -53,6 +56,7 @@ impl Guest {
         let (kernel, initramfs) = match spec.image {
             GuestImage::Linux => ("Image", Some(host.path_of("guest.cpio")?)),
             GuestImage::Debian => ("debian-Image", Some(host.path_of("debian.cpio")?)),
+            GuestImage::LinuxWithNext => ("Image", Some(host.path_of("next.cpio")?)),
             GuestImage::El1 => ("el1", None),
         };
         let kernel = host.path_of(kernel)?;

@@ -56,6 +56,22 @@ pub fn host_spec_with_debian(name: &'static str, assets: &Assets, logs: &Path) -
     Ok(spec)
 }
 
+/// The same, and an initramfs that has the guests' kernel in it.
+///
+/// # Errors
+/// As [`host_spec`].
+pub fn host_spec_with_next(name: &'static str, assets: &Assets, logs: &Path) -> Result<HostSpec> {
+    let initramfs = logs.join("next.cpio");
+    fs::write(&initramfs, assets.guest_initramfs_with_next()?)
+        .with_context(|| format!("cannot write {}", initramfs.display()))?;
+    let mut spec = host_spec(name, assets, logs)?;
+    spec.files.push(HostFile {
+        name: "next.cpio".to_owned(),
+        from: initramfs,
+    });
+    Ok(spec)
+}
+
 /// Starts a host for guests, with its agent on its second CPU, away from vCPUs that have the first.
 ///
 /// # Errors
@@ -71,6 +87,9 @@ pub fn boot_host(stage: &mut Stage) -> Result<Host> {
 pub enum GuestImage {
     /// Linux, with the program of `guest/linux` as its init.
     Linux,
+    /// The same with a kernel in its initramfs that can take the place of the first, on a host of
+    /// [`host_spec_with_next`].
+    LinuxWithNext,
     /// Debian's own system, without a program of ours, on a host of [`host_spec_with_debian`]; there is a
     /// shell at its second serial port.
     Debian,
@@ -134,7 +153,7 @@ pub(super) fn command_line(spec: &GuestSpec) -> String {
         GuestImage::Debian => {
             format!("console=ttyS0 panic=-1 systemd.debug_shell=ttyS1 {kernel_options}")
         }
-        GuestImage::Linux => format!(
+        GuestImage::Linux | GuestImage::LinuxWithNext => format!(
             "console=ttyS0 panic=-1 {kernel_options} -- --port ttyS1 --workload {workload} \
              --sample-ms 0 {program_options}"
         ),
