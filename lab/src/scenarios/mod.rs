@@ -72,7 +72,7 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     ("ledger", "a minute of the twenty that the test command has"),
     (
         "pause-advance",
-        "half a minute of the twenty that the test command has",
+        "more than a minute of the twenty that the test command has",
     ),
     (
         "counter-registers",

@@ -20,7 +20,9 @@ pub const SCENARIO: Scenario = Scenario {
     play,
 };
 
-const PAUSES: usize = 5;
+/// As many that what the lab does not know of the guest's clocks, some 15 ms before them and after them, is
+/// little for each.
+const PAUSES: usize = 10;
 const LENGTH: Duration = Duration::from_secs(3);
 
 #[derive(Default)]
