@@ -15,6 +15,7 @@ use crate::record::TimersRecord;
 use crate::thread_stat::HaltTime;
 use crate::untranslated::Untranslated;
 
+/// What changes, behind the owner's one lock.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) timeline: Timeline,
