@@ -129,7 +129,7 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     ),
     (
         "watch-cost",
-        "figures that only a quiet machine has, for docs/benchmarks.md",
+        "figures that only a quiet machine has, for docs/benchmarks-vmms.md",
     ),
     (
         "suspend-and-save",
