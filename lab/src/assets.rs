@@ -155,9 +155,23 @@ impl Assets {
     /// # Errors
     /// When the program cannot be read.
     pub fn guest_initramfs(&self) -> Result<Vec<u8>> {
+        self.with_guest_program()?.finish()
+    }
+
+    /// The same with the guests' kernel in it, for a guest that starts it in place of its own.
+    ///
+    /// # Errors
+    /// As [`Self::guest_initramfs`], and when the kernel is missing.
+    pub fn guest_initramfs_with_next(&self) -> Result<Vec<u8>> {
+        let mut archive = self.with_guest_program()?;
+        archive.add_file("next/Image", 0o644, &self.guest_kernel)?;
+        archive.finish()
+    }
+
+    fn with_guest_program(&self) -> Result<Initramfs> {
         let mut archive = Initramfs::default();
         archive.add_file("init", 0o755, &self.program(GUEST_PROGRAM)?)?;
-        archive.finish()
+        Ok(archive)
     }
 }
 

@@ -162,6 +162,7 @@ pub fn is_answered_by_one(action: Action) -> bool {
             | Action::Verify
             | Action::PowerOff
             | Action::Reset
+            | Action::Kexec
     )
 }
 

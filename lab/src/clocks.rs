@@ -6,14 +6,14 @@ use lab_agent::message::{Clocks, Request};
 use lab_agent::system_call;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How often clocks are read, to have a reading that took little.
-const TRIES: usize = 20;
+/// How often clocks are read: the more often, the better it is known when one of the readings was.
+const TRIES: usize = 40;
 
-/// A host's clocks, read between two moments of this machine.
+/// A host's clocks, and between which moments of this machine they were read.
 #[derive(Debug, Clone, Copy)]
 pub struct ClockSight {
-    asked: Instant,
-    answered: Instant,
+    earliest: Instant,
+    latest: Instant,
     clocks: Clocks,
     frequency_hz: u64,
 }
@@ -28,28 +28,26 @@ impl Host {
         Ok((there_ns / system_call::duration_ns()).max(1.0))
     }
 
-    /// Reads its clocks: the reading of several that took the least time.
+    /// Reads its clocks, several times: each tells when the others were read, by the host's counter.
     ///
     /// # Errors
-    /// When the host does not answer, or has no counter.
+    /// When the host does not answer, or has no counter, or one that does not keep this machine's
+    /// rate.
     pub fn clocks(&mut self) -> Result<ClockSight> {
         let frequency_hz = self.facts().counter_frequency_hz;
         let frequency_hz = frequency_hz.context("the host has no counter")?;
-        let mut best: Option<ClockSight> = None;
-        for _ in 0..TRIES {
-            let asked = Instant::now();
+        let mut read = || {
+            let earliest = Instant::now();
             let clocks = self.call(&Request::Clocks, &[], CALL_LIMIT)?;
-            let sight = ClockSight {
-                asked,
-                answered: Instant::now(),
+            Ok::<_, anyhow::Error>(ClockSight {
+                earliest,
+                latest: Instant::now(),
                 clocks,
                 frequency_hz,
-            };
-            if best.is_none_or(|best| sight.error() < best.error()) {
-                best = Some(sight);
-            }
-        }
-        best.context("no clocks were read")
+            })
+        };
+        let first = read()?;
+        (1..TRIES).try_fold(first, |known, _| known.narrowed_by(&read()?))
     }
 
     /// Sets its wall clock by this machine's, and has it state how well.
@@ -75,13 +73,33 @@ impl ClockSight {
     /// Bound on how far its clocks are from [`Self::middle`].
     #[must_use]
     pub fn error(&self) -> Duration {
-        (self.answered - self.asked) / 2
+        (self.latest - self.earliest) / 2
+    }
+
+    /// The same reading, which was not when another of the same counter says it cannot have been.
+    fn narrowed_by(self, other: &Self) -> Result<Self> {
+        let later_ns = u64::try_from(other.uptime_ns() - self.uptime_ns())?;
+        let later = Duration::from_nanos(later_ns);
+        let at = |moment: Instant| moment.checked_sub(later).unwrap_or(self.earliest);
+        let (earliest, latest) = (
+            self.earliest.max(at(other.earliest)),
+            self.latest.min(at(other.latest)),
+        );
+        if earliest > latest {
+            let apart = earliest - latest;
+            bail!("the host's counter does not keep this machine's rate, by {apart:?}");
+        }
+        Ok(Self {
+            earliest,
+            latest,
+            ..self
+        })
     }
 
     /// When they were read, as near as it is known.
     #[must_use]
     pub fn middle(&self) -> Instant {
-        self.asked + self.error()
+        self.earliest + self.error()
     }
 
     /// From the start of the host's counter until then, in ns.
@@ -127,8 +145,8 @@ mod tests {
 
     fn sight(start: Instant, at_ms: u64, counter: u64) -> ClockSight {
         ClockSight {
-            asked: start + Duration::from_millis(at_ms - 1),
-            answered: start + Duration::from_millis(at_ms + 1),
+            earliest: start + Duration::from_millis(at_ms - 1),
+            latest: start + Duration::from_millis(at_ms + 1),
             clocks: Clocks {
                 counter: Some(counter),
                 realtime_ns: 0,
@@ -146,5 +164,21 @@ mod tests {
         assert_eq!(new.up_longer_than_ns(&old), -85_300_000_000);
         // 50 ms before the first sight, 20 ms after the second.
         assert_eq!(new.since_ns(5_020, &old, 89_950), 370_000_000);
+    }
+
+    #[test]
+    fn a_reading_is_known_by_all_of_its_counter() {
+        let start = Instant::now();
+        let of = |at_ms, counter| sight(start, at_ms, counter);
+        // Read at 99 to 101 ms, by itself; by the others at the same, at 98 to 100 and at 99 to 101.
+        let known = of(100, 1000).narrowed_by(&of(200, 1100)).unwrap();
+        assert_eq!(known.error(), Duration::from_millis(1));
+        let known = of(100, 1000).narrowed_by(&of(199, 1100)).unwrap();
+        assert_eq!((known.latest - start).as_millis(), 100);
+        let known = known.narrowed_by(&of(300, 1200)).unwrap();
+        assert_eq!((known.earliest - start).as_millis(), 99);
+        assert_eq!(known.clocks().counter, Some(1000));
+        let error = known.narrowed_by(&of(400, 1298)).unwrap_err();
+        assert!(error.to_string().contains("by 1ms"), "{error}");
     }
 }

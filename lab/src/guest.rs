@@ -1,10 +1,8 @@
 //! A guest under `pvtime run` on a host.
 
-use crate::assets::Assets;
 use crate::dialogue::Dialogue;
 use crate::host::Host;
 use crate::interrupt;
-use crate::machine::{HostFile, HostSpec};
 use crate::sightings::Sightings;
 use crate::status::Status;
 use anyhow::{Context, Result, bail};
@@ -12,13 +10,17 @@ use guest_protocol::report::{Hello, Program};
 use guest_protocol::{Action, Body, LineBuffer, MAX_LINE, Report, Request, Workload};
 use lab_agent::message::{Exit, Spawn, Spawned};
 use std::collections::VecDeque;
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 mod moving;
+mod spec;
 
 pub use moving::{INSECURE, MigrationReport, Receiver, Transfer, Waiting};
+use spec::command_line;
+pub use spec::{
+    GuestImage, GuestSpec, WARNINGS, boot_host, host_spec, host_spec_with_debian,
+    host_spec_with_next,
+};
 
 /// Longest time from the start of the VMM to the guest program's first report.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -26,114 +28,8 @@ pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// Longest time for an answer, and for the end after a power-off.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// For a Linux guest's kernel: only what it warns of goes to its console. Each character of it takes its vCPU to
-/// the VMM and back, which on an emulated host is most of the time that a guest takes to boot.
-pub const WARNINGS: &str = "loglevel=5";
-
 /// How often new reports are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-
-/// A host with the VMM, the guests' kernel and their initramfs, and the bare-metal guest.
-///
-/// # Errors
-/// When a program is missing or the archive cannot be written.
-pub fn host_spec(name: &'static str, assets: &Assets, logs: &Path) -> Result<HostSpec> {
-    let initramfs = logs.join("guest.cpio");
-    fs::write(&initramfs, assets.guest_initramfs()?)
-        .with_context(|| format!("cannot write {}", initramfs.display()))?;
-    let file = |name: &str, from| HostFile {
-        name: name.to_owned(),
-        from,
-    };
-    let files = vec![
-        file("pvtime", assets.program("pvtime")?),
-        file("Image", assets.guest_kernel.clone()),
-        file("guest.cpio", initramfs),
-        file("el1", assets.bare_guest()?),
-    ];
-    Ok(HostSpec {
-        files,
-        ..HostSpec::new(name)
-    })
-}
-
-/// The same, and what Debian guests boot.
-///
-/// # Errors
-/// As [`host_spec`], and when there is no kernel or no packages for them.
-pub fn host_spec_with_debian(name: &'static str, assets: &Assets, logs: &Path) -> Result<HostSpec> {
-    let (kernel, archive) = assets.debian_guest()?;
-    let initramfs = logs.join("debian.cpio");
-    fs::write(&initramfs, archive)
-        .with_context(|| format!("cannot write {}", initramfs.display()))?;
-    let mut spec = host_spec(name, assets, logs)?;
-    let file = |name: &str, from| HostFile {
-        name: name.to_owned(),
-        from,
-    };
-    let more = [file("debian-Image", kernel), file("debian.cpio", initramfs)];
-    spec.files.extend(more);
-    Ok(spec)
-}
-
-/// What a guest boots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GuestImage {
-    /// Linux, with the program of `guest/linux` as its init.
-    Linux,
-    /// Debian's own system, without a program of ours, on a host of [`host_spec_with_debian`]; there is a
-    /// shell at its second serial port.
-    Debian,
-    /// The bare-metal guest, `guest/el1`.
-    El1,
-}
-
-/// What a guest is to be.
-#[derive(Debug, Clone)]
-pub struct GuestSpec {
-    /// Name in logs, unique on its host.
-    pub name: &'static str,
-    /// What is booted.
-    pub image: GuestImage,
-    /// vCPUs.
-    pub cpus: u32,
-    /// Memory in MiB.
-    pub memory_mib: u32,
-    /// What each vCPU does from the start.
-    pub workload: Workload,
-    /// What its VMM does not find in the host's KVM: a `WITHHOLD_` of the agent's.
-    pub withheld: Option<&'static str>,
-    /// `--stolen-time`.
-    pub stolen_time: &'static str,
-    /// `--on-pause`.
-    pub on_pause: &'static str,
-    /// More options of `pvtime run`.
-    pub vmm_options: &'static [&'static str],
-    /// Words for its kernel; without [`WARNINGS`] or another `loglevel` it says everything.
-    pub kernel_options: &'static str,
-    /// Words for the program of a Linux guest.
-    pub program_options: &'static str,
-}
-
-impl GuestSpec {
-    /// A Linux guest with one idle vCPU and stolen time.
-    #[must_use]
-    pub fn new(name: &'static str) -> Self {
-        Self {
-            name,
-            image: GuestImage::Linux,
-            cpus: 1,
-            memory_mib: 128,
-            workload: Workload::Idle,
-            withheld: None,
-            stolen_time: "on",
-            on_pause: "freeze",
-            vmm_options: &[],
-            kernel_options: WARNINGS,
-            program_options: "",
-        }
-    }
-}
 
 /// A guest that was started. It ends with its host at the latest.
 pub struct Guest {
@@ -160,6 +56,7 @@ impl Guest {
         let (kernel, initramfs) = match spec.image {
             GuestImage::Linux => ("Image", Some(host.path_of("guest.cpio")?)),
             GuestImage::Debian => ("debian-Image", Some(host.path_of("debian.cpio")?)),
+            GuestImage::LinuxWithNext => ("Image", Some(host.path_of("next.cpio")?)),
             GuestImage::El1 => ("el1", None),
         };
         let kernel = host.path_of(kernel)?;
@@ -504,45 +401,5 @@ impl Guest {
             self.arrived.push_back(report);
         }
         Ok(())
-    }
-}
-
-fn command_line(spec: &GuestSpec) -> String {
-    let workload = vec![spec.workload.to_string(); spec.cpus as usize].join(",");
-    let (kernel_options, program_options) = (spec.kernel_options, spec.program_options);
-    match spec.image {
-        GuestImage::El1 => format!("-- --workload {workload}"),
-        GuestImage::Debian => {
-            format!("console=ttyS0 panic=-1 systemd.debug_shell=ttyS1 {kernel_options}")
-        }
-        GuestImage::Linux => format!(
-            "console=ttyS0 panic=-1 {kernel_options} -- --port ttyS1 --workload {workload} \
-             --sample-ms 0 {program_options}"
-        ),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_cpu_has_its_work_on_the_command_line() {
-        let spec = GuestSpec {
-            cpus: 3,
-            workload: Workload::Busy,
-            ..GuestSpec::new("three")
-        };
-        let line = command_line(&spec);
-        assert!(
-            line.ends_with("-- --port ttyS1 --workload busy,busy,busy --sample-ms 0 "),
-            "{line}"
-        );
-        let bare = GuestSpec {
-            image: GuestImage::El1,
-            cpus: 2,
-            ..GuestSpec::new("bare")
-        };
-        assert_eq!(command_line(&bare), "-- --workload idle,idle");
     }
 }

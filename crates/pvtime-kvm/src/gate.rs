@@ -17,8 +17,8 @@
 //! its counter, and from the counter's setting to its next instruction. So whatever else there is to
 //! do is done outside these two: members say that they are out before they do their accounts, and do
 //! them again before the counter is set; those who run leave last, when nobody else has to leave any
-//! more; nobody sleeps who waits for a moment only; and members pass without the lock, since each who
-//! waits for one waits for all before it to get a CPU.
+//! more, and do not sleep where they wait for a moment only; and members pass without the lock, since
+//! each who waits for one waits for all before it to get a CPU.
 
 mod member;
 mod running;
@@ -40,14 +40,12 @@ use rustix::time::Timespec;
 use crate::kick;
 use crate::sleep::Lease;
 
-/// How long a waiting thread lets others run and looks again before it sleeps: for so little a
-/// wake-up would be longer than the wait. Where others do run it sleeps soon, since what it waits for
-/// the CPU then counts as stolen from its vCPU.
-const LOOKING: Duration = Duration::from_micros(50);
-
-/// The same for members that ran when the gate was closed, and for whoever waits for them: each has a
-/// CPU, and a wake-up would be part of what the guest misses.
-const LOOKING_ON_OWN_CPU: Duration = Duration::from_millis(1);
+/// How long those that ran when the gate was closed, and whoever waits for them, let others run and look
+/// again before they sleep: each has a CPU, and a wake-up would be part of what the guest misses.
+///
+/// Nobody else looks: who wants a CPU that others have is counted as stolen from its vCPU all that time,
+/// and who sleeps is not.
+const LOOKING: Duration = Duration::from_millis(1);
 
 /// What a member is asked to do on its vCPU while it waits.
 type Job<C> = Box<dyn FnOnce(&mut C) + Send>;
@@ -274,13 +272,17 @@ impl<C> Gate<C> {
             self.set(&mut state, Position::Opening);
         }
         while state.position == Position::Opening && state.is_any(Place::Waiting) {
-            state = self.wait(state, Duration::MAX, LOOKING);
+            state = self.wait(state, Duration::MAX, Duration::ZERO);
         }
         drop(state);
         let result = last();
         if was_closed {
             match result {
-                Ok(_) => self.let_pass(),
+                Ok(_) => {
+                    self.let_pass();
+                    // What the caller does next has time, and members that share its CPU have none.
+                    thread::yield_now();
+                }
                 Err(_) => self.call_off(),
             }
         }
@@ -309,7 +311,7 @@ impl<C> Gate<C> {
             self.set(&mut state, Position::Closed);
         }
         while state.position == Position::Closed && state.is_any(Place::Ready) {
-            state = self.wait(state, Duration::MAX, LOOKING);
+            state = self.wait(state, Duration::MAX, Duration::ZERO);
         }
     }
 
@@ -459,8 +461,8 @@ impl Turn {
     /// How long to look before sleeping, for a member or whoever waits for it.
     fn looking(self) -> Duration {
         match self {
-            Self::First => LOOKING,
-            Self::Last => LOOKING_ON_OWN_CPU,
+            Self::First => Duration::ZERO,
+            Self::Last => LOOKING,
         }
     }
 }

@@ -16,6 +16,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use crate::clocks::Reading;
 use crate::counter;
 use crate::cpus::{self, CpuList};
+use crate::kexec;
 use crate::memory::Memory;
 use crate::options::Options;
 use crate::pauses::Pauses;
@@ -192,6 +193,10 @@ impl Guest {
             }
             Action::PowerOff => next = Next::Stop(ByeReason::PowerOff),
             Action::Reset => next = Next::Stop(ByeReason::Reset),
+            Action::Kexec => match kexec::load() {
+                Ok(()) => next = Next::Stop(ByeReason::Kexec),
+                Err(error) => return Ok(refusal(ErrorKind::Refused, request.id, error)),
+            },
         }
         if let Next::Stop(reason) = next {
             bodies.push(Body::Bye(Bye { reason }));

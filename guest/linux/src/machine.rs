@@ -32,10 +32,11 @@ pub fn mount_all() -> Result<()> {
     Ok(())
 }
 
-/// Stops the machine. If the kernel will not, waits for ever: returning would be a kernel panic.
+/// Stops the machine, or this kernel alone where another was loaded. If the kernel will not, waits for ever: returning would be a kernel panic.
 pub fn stop(reason: ByeReason) -> ! {
     let command = match reason {
         ByeReason::Reset => RebootCommand::Restart,
+        ByeReason::Kexec => RebootCommand::Kexec,
         ByeReason::PowerOff | ByeReason::Failed => RebootCommand::PowerOff,
     };
     let result = reboot(command);

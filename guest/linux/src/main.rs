@@ -11,6 +11,7 @@ mod clocks;
 mod counter;
 mod cpus;
 mod guest;
+mod kexec;
 mod machine;
 mod memory;
 mod options;

@@ -242,10 +242,10 @@ pub enum ErrorKind {
     Failed,
 }
 
-/// The last report.
+/// The last report of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bye {
-    /// Why the machine stops.
+    /// Why the machine, or the kernel, stops.
     pub reason: ByeReason,
 }
 
@@ -257,6 +257,8 @@ pub enum ByeReason {
     PowerOff,
     /// It was asked to reset.
     Reset,
+    /// Another kernel takes its place.
+    Kexec,
     /// It cannot go on and powers off; an error report came before.
     Failed,
 }

@@ -77,6 +77,9 @@ pub enum Action {
     PowerOff,
     /// Reset the machine. Answer: [`Bye`](crate::report::Bye).
     Reset,
+    /// Start another kernel in the place of this one. Answer: [`Bye`](crate::report::Bye), and the other
+    /// one's [`Hello`](crate::report::Hello).
+    Kexec,
 }
 
 /// What a CPU of a guest does.
@@ -237,7 +240,8 @@ impl Request {
             | Action::RunTests
             | Action::Suspend
             | Action::PowerOff
-            | Action::Reset => wire::emit::<()>(name, id, None, buffer),
+            | Action::Reset
+            | Action::Kexec => wire::emit::<()>(name, id, None, buffer),
         }
     }
 
@@ -278,6 +282,7 @@ impl Request {
             "suspend" => Action::Suspend,
             "power_off" => Action::PowerOff,
             "reset" => Action::Reset,
+            "kexec" => Action::Kexec,
             _ => return Err(head.unknown_type()),
         };
         Ok(Self {
@@ -307,6 +312,7 @@ impl Action {
             Self::Suspend => "suspend",
             Self::PowerOff => "power_off",
             Self::Reset => "reset",
+            Self::Kexec => "kexec",
         }
     }
 }

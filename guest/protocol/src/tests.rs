@@ -129,6 +129,7 @@ fn bye() -> impl Strategy<Value = Body> {
     prop_oneof![
         Just(ByeReason::PowerOff),
         Just(ByeReason::Reset),
+        Just(ByeReason::Kexec),
         Just(ByeReason::Failed)
     ]
     .prop_map(|reason| Body::Bye(Bye { reason }))
@@ -319,6 +320,7 @@ fn request() -> impl Strategy<Value = Request> {
         Just(Action::Suspend),
         Just(Action::PowerOff),
         Just(Action::Reset),
+        Just(Action::Kexec),
     ];
     (any::<Option<u32>>(), action).prop_map(|(id, action)| Request { id, action })
 }
@@ -490,6 +492,7 @@ fn requests_are_these_lines() {
         (Request::new(Action::Suspend), r#"{"type":"suspend"}"#),
         (Request::new(Action::PowerOff), r#"{"type":"power_off"}"#),
         (Request::new(Action::Reset), r#"{"type":"reset"}"#),
+        (Request::new(Action::Kexec), r#"{"type":"kexec"}"#),
     ];
     for (request, line) in cases {
         assert_eq!(emitted_request(&request).trim_end(), line);

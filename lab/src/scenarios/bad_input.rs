@@ -155,6 +155,26 @@ const ON_A_GOOD_HOST: &[Case] = &[
         says: &["perhaps", "possible values: on, off"],
     },
     Case {
+        name: "snapshot_missing",
+        arguments: "restore {absent}",
+        says: &["absent", "is no snapshot"],
+    },
+    Case {
+        name: "snapshot_that_is_a_file",
+        arguments: "restore {Image}",
+        says: &["Image", "snapshot"],
+    },
+    Case {
+        name: "policy_that_is_none",
+        arguments: "restore {absent} --on-restore sometimes",
+        says: &["sometimes", "possible values: freeze, advance"],
+    },
+    Case {
+        name: "stolen_time_that_is_never_brought_up_to_date",
+        arguments: "run --kernel {Image} --stolen-time user --stolen-time-period 0",
+        says: &["--stolen-time-period", "1.."],
+    },
+    Case {
         name: "unknown_command",
         arguments: "walk",
         says: &["walk", "--help"],

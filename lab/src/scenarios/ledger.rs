@@ -2,7 +2,7 @@
 
 use super::watch::ms;
 use crate::control::Accounts;
-use crate::guest::{Guest, GuestSpec, host_spec};
+use crate::guest::{Guest, GuestSpec, boot_host};
 use crate::host::Host;
 use crate::interrupt::sleep;
 use crate::report::{Check, Limit};
@@ -57,9 +57,7 @@ fn play(stage: &mut Stage) -> Result<()> {
 }
 
 fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
-    let mut host = stage.boot(&host_spec("host", stage.assets, &stage.logs)?)?;
-    host.pin_agent(&[1])?;
-    scene.host = Some(host);
+    scene.host = Some(boot_host(stage)?);
     Ok(())
 }
 

@@ -15,6 +15,7 @@ mod generation;
 mod id_reader;
 mod interfaces_kept;
 mod interrupted;
+mod kexec;
 mod kvm_tests;
 mod ledger;
 mod lpt;
@@ -65,10 +66,14 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
         "stolen-user",
         "half a minute of the twenty that the test command has",
     ),
+    (
+        "kexec",
+        "a minute of the twenty that the test command has; kvm-tests has the calls alone",
+    ),
     ("ledger", "a minute of the twenty that the test command has"),
     (
         "pause-advance",
-        "half a minute of the twenty that the test command has",
+        "more than a minute of the twenty that the test command has",
     ),
     (
         "counter-registers",
@@ -176,6 +181,7 @@ pub const ALL: &[Scenario] = &[
     stolen_time::SCENARIO,
     stolen_time_off::SCENARIO,
     stolen_user::SCENARIO,
+    kexec::SCENARIO,
     interfaces_kept::SCENARIO,
     restore_frequencies::SCENARIO,
     pause_freeze::SCENARIO,

@@ -33,6 +33,7 @@ pub fn prepare(stage: &mut Stage, fill: Fill) -> Result<Host> {
     guest.pause(&mut host)?;
     let folder = host.file(SAVED);
     guest.ctl(&mut host, &["snapshot", &folder])?;
+    stage.keep_records(&guest, &mut host)?;
     guest.stop(&mut host)?;
     Ok(host)
 }

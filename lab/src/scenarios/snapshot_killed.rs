@@ -137,15 +137,9 @@ fn play(stage: &mut Stage) -> Result<()> {
 
 fn prepare(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let mut host = saved_guest::prepare(stage, FILL)?;
-    let good = host.file(SAVED);
-    let (mut saving, mut restoring) = (Vec::new(), Vec::new());
+    let mut saving = Vec::new();
     for number in 0..MEASURED {
-        clear(KILLED, &mut host);
-        let begun = Instant::now();
-        let guest = Guest::restore(KILLED, true, &good, &mut host)?;
-        let log = host.file(&format!("{KILLED}-vmm.log"));
-        host.wait_for_text(&log, BEGUN, LIMIT)?;
-        restoring.push(begun.elapsed().as_secs_f64());
+        let (guest, _) = restore_undisturbed(&mut host)?;
         guest.pause(&mut host)?;
         let folder = host.file(&format!("undisturbed-{number}"));
         let ctl = begin_saving(&folder, &mut host)?;
@@ -157,7 +151,6 @@ fn prepare(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
         guest.stop(&mut host)?;
     }
     scene.saving = Duration::from_secs_f64(median(saving));
-    scene.restoring = Duration::from_secs_f64(median(restoring));
     scene.host = Some(host);
     Ok(())
 }
@@ -213,6 +206,10 @@ fn kill_restoring(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let good = host.file(SAVED);
     for number in 1..=POINTS {
         stage.step(&format!("kill a VMM that restores, {number} of {POINTS}"));
+        // It takes as long as the machine is busy, which changes.
+        let (undisturbed, took) = restore_undisturbed(host)?;
+        undisturbed.stop(host)?;
+        scene.restoring = took;
         clear(KILLED, host);
         let guest = Guest::restore(KILLED, true, &good, host)?;
         sleep(scene.restoring.mul_f64(scene.random.f64()))?;
@@ -222,6 +219,17 @@ fn kill_restoring(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
         scene.restored.enter(judge(&good, host)?);
     }
     Ok(())
+}
+
+/// A guest that was saved and goes on, and how long that took.
+fn restore_undisturbed(host: &mut Host) -> Result<(Guest, Duration)> {
+    clear(KILLED, host);
+    let good = host.file(SAVED);
+    let begun = Instant::now();
+    let guest = Guest::restore(KILLED, true, &good, host)?;
+    let log = host.file(&format!("{KILLED}-vmm.log"));
+    host.wait_for_text(&log, BEGUN, LIMIT)?;
+    Ok((guest, begun.elapsed()))
 }
 
 fn kill(vmm: ChildId, host: &mut Host) -> Result<()> {

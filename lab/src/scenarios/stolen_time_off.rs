@@ -1,7 +1,7 @@
 //! Stolen time that is off is off for the guest too: it finds none, though it is robbed.
 
 use super::watch::ms;
-use crate::guest::{Guest, GuestSpec, host_spec};
+use crate::guest::{Guest, GuestSpec, boot_host};
 use crate::host::Host;
 use crate::interrupt::sleep;
 use crate::report::{Check, Limit};
@@ -67,10 +67,7 @@ fn play(stage: &mut Stage) -> Result<()> {
 }
 
 fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
-    let spec = host_spec("host", stage.assets, &stage.logs)?;
-    let mut host = stage.boot(&spec)?;
-    host.pin_agent(&[1])?;
-    scene.host = Some(host);
+    scene.host = Some(boot_host(stage)?);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Stolen time that user space keeps: as the kernel's, within its period.
 
 use super::watch::Watch;
-use crate::guest::{Guest, GuestSpec, host_spec};
+use crate::guest::{Guest, GuestSpec, boot_host};
 use crate::host::Host;
 use crate::report::{Check, Limit};
 use crate::scenario::{Scenario, Stage, Step, no_checks};
@@ -56,9 +56,7 @@ fn play(stage: &mut Stage) -> Result<()> {
 }
 
 fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
-    let mut host = stage.boot(&host_spec("host", stage.assets, &stage.logs)?)?;
-    host.pin_agent(&[1])?;
-    scene.host = Some(host);
+    scene.host = Some(boot_host(stage)?);
     Ok(())
 }
 

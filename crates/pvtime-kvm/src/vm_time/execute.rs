@@ -1,22 +1,87 @@
-//! Carrying out what the timeline says.
+//! Stepping the timeline, and carrying out what it says.
 
 use std::io;
 use std::thread::sleep;
 use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
-use pvtime::host::timeline::{Action, CounterScope, Event};
+use pvtime::host::live::LiveState;
+use pvtime::host::timeline::{Action, CounterScope, Event, HostSample, Timeline};
 use pvtime::host::timers::{Asked, TranslatedTimers, Translation, VcpuTimers};
 use pvtime::host::{CounterOffset, HostCount};
 
 use super::{Error, State, VmTime};
-use crate::record::TimersRecord;
+use crate::offset::SetOffsetError;
+use crate::record::{Record, TimersRecord};
 use crate::registers::TIMER_CNT;
 use crate::{counter, timers};
 
+/// How often a busy VM's offset is tried again, a millisecond apart. At a closed gate only a thread
+/// that reads a vCPU's registers can be in the way, and that takes microseconds.
+const TRIES: u32 = 100;
+
 impl VmTime {
+    /// Steps the timeline and lets the vCPUs into the guest at once. The record is to be kept.
+    pub(super) fn open_after(
+        &self,
+        state: &mut State,
+        event: Event<'_>,
+    ) -> Result<Option<Record>, Error> {
+        self.prepare(state, event)?;
+        self.gate.open_after(|| self.step(state, self.now(), event))
+    }
+
+    /// Steps the timeline and carries out what that leads to. The record is to be kept when nothing
+    /// else is urgent. Where a vCPU is in the way it is stepped again, with the clocks of then: what
+    /// passed meanwhile is the event's too.
+    pub(super) fn step(
+        &self,
+        state: &mut State,
+        mut now: HostSample,
+        event: Event<'_>,
+    ) -> Result<Option<Record>, Error> {
+        for _ in 1..TRIES {
+            match self.try_step(state, now, event) {
+                Err(Error::Offset(SetOffsetError::Busy)) => sleep(Duration::from_millis(1)),
+                result => return result,
+            }
+            now = self.now();
+        }
+        self.try_step(state, now, event)
+    }
+
+    pub(super) fn try_step(
+        &self,
+        state: &mut State,
+        now: HostSample,
+        event: Event<'_>,
+    ) -> Result<Option<Record>, Error> {
+        let step = self.heard(state, now)?.step(now, event)?;
+        state.translated = None;
+        for action in step.actions.iter() {
+            self.carry_out(state, action)?;
+        }
+        state.timeline = step.timeline;
+        let is_stopped = state.timeline.stop_cause().is_some();
+        state.stops.enter(is_stopped, now.boottime_ns);
+        Ok(step.adjustment.map(|adjustment| Record {
+            timers: state.translated,
+            ..Record::new(&adjustment, now.wall_ns)
+        }))
+    }
+
+    /// The timeline with what the guest's calls have said since the last step.
+    pub(super) fn heard(&self, state: &State, now: HostSample) -> Result<Timeline, Error> {
+        let timeline = state.timeline;
+        let knows = timeline.live().is_none_or(LiveState::is_found);
+        if knows || !self.interfaces.is_live_found() {
+            return Ok(timeline);
+        }
+        Ok(timeline.step(now, Event::LivePhysicalTimeFound)?.timeline)
+    }
+
     /// Carries out one action on a VM whose vCPUs are out of the guest.
-    pub(super) fn carry_out(&self, state: &mut State, action: Action) -> Result<(), Error> {
+    fn carry_out(&self, state: &mut State, action: Action) -> Result<(), Error> {
         match action {
             Action::SetCounterOffset(offset) => self.set_offset(state, offset),
             Action::TranslateTimers(translation) => self.translate_timers(state, translation),
@@ -51,7 +116,7 @@ impl VmTime {
 
     /// Does of a step what takes long and is the same whenever the step is taken, so that it is not
     /// between the reading of the clock and the guest. A step that fails, fails when it is taken.
-    pub(super) fn prepare(&self, state: &mut State, event: Event<'_>) -> Result<(), Error> {
+    fn prepare(&self, state: &mut State, event: Event<'_>) -> Result<(), Error> {
         let now = self.now();
         let Ok(step) = self.heard(state, now)?.step(now, event) else {
             return Ok(());

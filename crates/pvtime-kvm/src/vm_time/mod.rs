@@ -10,6 +10,7 @@ mod interfaces;
 mod lost;
 mod sample;
 mod saved;
+mod state;
 mod vcpu;
 mod watch;
 
@@ -24,32 +25,23 @@ pub use vcpu::{RunningVcpu, VcpuTime};
 use account::VcpuAccount;
 use close::CLOSE_LIMIT;
 use interfaces::Interfaces;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use state::{Bound, ClosedFor, State, Stops, Vcpu};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::sleep;
 use std::time::Duration;
 
 use kvm_ioctls::{VcpuFd, VmFd};
 use pvtime::host::Cause;
 use pvtime::host::ledger::Accounts;
-use pvtime::host::live::LiveState;
 use pvtime::host::timeline::{Config, CounterScope, Event, HostSample, Timeline};
-use pvtime::host::timers::Asked;
 use pvtime::scale::Frequency;
-use rustix::thread::Pid;
 
 use crate::gate::Gate;
-use crate::offset::SetOffsetError;
-use crate::record::{Record, Records, TimersRecord};
+use crate::record::{Record, Records};
 use crate::sleep::Lease;
 use crate::stolen_time::{self, Stolen};
 use crate::thread_stat::HaltTime;
 use crate::untranslated::Untranslated;
 use crate::{HostTime, ReservedMemory, StolenTimeProvider, clock, counter};
-
-/// How often a busy VM's offset is tried again, a millisecond apart. At a closed gate only a thread
-/// that reads a vCPU's registers can be in the way, and that takes microseconds.
-const TRIES: u32 = 100;
 
 /// The time of one VM.
 ///
@@ -67,34 +59,6 @@ pub struct VmTime {
     watch: watch::Watch,
     state: Mutex<State>,
     records: Records,
-}
-
-#[derive(Debug)]
-struct State {
-    timeline: Timeline,
-    stops: Stops,
-    vcpus: Vec<Vcpu>,
-    /// What the step under way did to the timers.
-    translated: Option<TimersRecord>,
-    /// Timers that a step before it did not finish with.
-    untranslated: Untranslated,
-    /// A restoration has begun, and has not ended well.
-    is_half_restored: bool,
-}
-
-/// How far a vCPU has come.
-#[derive(Debug)]
-enum Vcpu {
-    New,
-    Attached(HaltTime),
-    Bound(Bound),
-}
-
-/// A vCPU that has a thread.
-#[derive(Debug)]
-struct Bound {
-    account: Arc<VcpuAccount>,
-    asked: Option<Asked>,
 }
 
 impl VmTime {
@@ -398,51 +362,6 @@ impl VmTime {
         accounts
     }
 
-    /// Steps the timeline and lets the vCPUs into the guest at once. The record is to be kept.
-    fn open_after(&self, state: &mut State, event: Event<'_>) -> Result<Option<Record>, Error> {
-        self.prepare(state, event)?;
-        self.gate.open_after(|| self.step(state, self.now(), event))
-    }
-
-    /// Steps the timeline and carries out what that leads to. The record is to be kept when nothing
-    /// else is urgent. Where a vCPU is in the way it is stepped again, with the clocks of then: what
-    /// passed meanwhile is the event's too.
-    fn step(
-        &self,
-        state: &mut State,
-        mut now: HostSample,
-        event: Event<'_>,
-    ) -> Result<Option<Record>, Error> {
-        for _ in 1..TRIES {
-            match self.try_step(state, now, event) {
-                Err(Error::Offset(SetOffsetError::Busy)) => sleep(Duration::from_millis(1)),
-                result => return result,
-            }
-            now = self.now();
-        }
-        self.try_step(state, now, event)
-    }
-
-    fn try_step(
-        &self,
-        state: &mut State,
-        now: HostSample,
-        event: Event<'_>,
-    ) -> Result<Option<Record>, Error> {
-        let step = self.heard(state, now)?.step(now, event)?;
-        state.translated = None;
-        for action in step.actions.iter() {
-            self.carry_out(state, action)?;
-        }
-        state.timeline = step.timeline;
-        let is_stopped = state.timeline.stop_cause().is_some();
-        state.stops.enter(is_stopped, now.boottime_ns);
-        Ok(step.adjustment.map(|adjustment| Record {
-            timers: state.translated,
-            ..Record::new(&adjustment, now.wall_ns)
-        }))
-    }
-
     fn keep(&self, record: Option<Record>) {
         if let Some(record) = record {
             self.records.push(record);
@@ -451,16 +370,6 @@ impl VmTime {
 
     fn now(&self) -> HostSample {
         self.host.sample()
-    }
-
-    /// The timeline with what the guest's calls have said since the last step.
-    fn heard(&self, state: &State, now: HostSample) -> Result<Timeline, Error> {
-        let timeline = state.timeline;
-        let knows = timeline.live().is_none_or(LiveState::is_found);
-        if knows || !self.interfaces.is_live_found() {
-            return Ok(timeline);
-        }
-        Ok(timeline.step(now, Event::LivePhysicalTimeFound)?.timeline)
     }
 
     /// Returns when every vCPU has a thread that waits at the gate, which was not opened yet.
@@ -477,103 +386,9 @@ impl VmTime {
     }
 }
 
-/// Physical time in which this process kept the VM stopped.
-#[expect(clippy::struct_field_names, reason = "units last")]
-#[derive(Debug, Default)]
-struct Stops {
-    over_ns: u64,
-    since_ns: Option<u64>,
-    /// When the timeline was stepped last.
-    entered_ns: u64,
-}
-
-impl Stops {
-    fn enter(&mut self, is_stopped: bool, now_ns: u64) {
-        self.over_ns = self.up_to(now_ns);
-        self.since_ns = is_stopped.then_some(now_ns);
-        self.entered_ns = now_ns;
-    }
-
-    /// Adds what was noticed afterwards, of a VM that was not stopped.
-    fn add(&mut self, ns: u64) {
-        self.over_ns = self.over_ns.saturating_add(ns);
-    }
-
-    fn up_to(&self, now_ns: u64) -> u64 {
-        self.over_ns + self.since_ns.map_or(0, |since_ns| now_ns - since_ns)
-    }
-}
-
-/// Why the gate is closed, for the accounts of those who wait there.
-#[derive(Debug, Default)]
-struct ClosedFor(AtomicUsize);
-
-impl ClosedFor {
-    fn set(&self, cause: Cause) {
-        let position = Cause::ALL.iter().position(|it| *it == cause);
-        self.0
-            .store(position.expect("every cause is listed"), Ordering::Release);
-    }
-
-    fn get(&self) -> Cause {
-        Cause::ALL[self.0.load(Ordering::Acquire)]
-    }
-}
-
 impl Drop for VmTime {
     fn drop(&mut self) {
         self.shut_down();
-    }
-}
-
-impl State {
-    /// What each vCPU's guest asked for, of its timers.
-    fn asked(&mut self) -> Vec<Option<Asked>> {
-        self.bound().map(|(_, bound)| bound.asked).collect()
-    }
-
-    /// The vCPUs that have a thread.
-    fn bound(&mut self) -> impl Iterator<Item = (usize, &mut Bound)> {
-        self.vcpus
-            .iter_mut()
-            .enumerate()
-            .filter_map(|(index, vcpu)| match vcpu {
-                Vcpu::Bound(bound) => Some((index, bound)),
-                Vcpu::New | Vcpu::Attached(_) => None,
-            })
-    }
-
-    fn check_bound(&self) -> Result<(), Error> {
-        match self.vcpus.iter().position(|vcpu| vcpu.thread().is_none()) {
-            Some(index) => Err(Error::NoThread { index }),
-            None => Ok(()),
-        }
-    }
-
-    fn accounts(
-        &self,
-        read: impl Fn(&VcpuAccount) -> Result<Accounts, AccountError>,
-    ) -> Result<Vec<Accounts>, Error> {
-        let accounts = self
-            .vcpus
-            .iter()
-            .enumerate()
-            .map(|(index, vcpu)| match vcpu {
-                Vcpu::Bound(bound) => {
-                    read(&bound.account).map_err(|source| Error::Account { index, source })
-                }
-                Vcpu::New | Vcpu::Attached(_) => Err(Error::NoThread { index }),
-            });
-        accounts.collect()
-    }
-}
-
-impl Vcpu {
-    fn thread(&self) -> Option<Pid> {
-        match self {
-            Self::Bound(bound) => Some(bound.account.thread()),
-            Self::New | Self::Attached(_) => None,
-        }
     }
 }
 

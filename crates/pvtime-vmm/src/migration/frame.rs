@@ -10,17 +10,21 @@
 //!
 //! All little-endian. The checksums find damage, not malice; against that there is TLS.
 
-use std::error::Error;
+mod error;
+mod kind;
+
+pub use error::StreamError;
+pub use kind::{Kind, Limits, MEMORY_BYTES, WORD_BYTES};
+
 use std::hash::Hasher;
-use std::io::{self, BufReader, ErrorKind, Read};
+use std::io::{BufReader, Read};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use twox_hash::XxHash3_64;
 
-use super::tls::Refusal;
-use super::wire::{Cancelled, Wire};
+use super::wire::Wire;
 use crate::failure::printable;
 
 /// The version of the stream that this version writes and reads.
@@ -36,222 +40,9 @@ const TLS_HANDSHAKE: u8 = 22;
 const HELLO_BYTES: usize = 16;
 const HEADER_BYTES: usize = 24;
 
-/// The most bytes of memory in one frame.
-pub const MEMORY_BYTES: usize = 256 << 10;
-
 /// Frames of memory wait for each other up to as many bytes: what the guest wrote lies in single
 /// pages, each of which would cost both sides system calls and a packet.
 const BATCH_BYTES: usize = 64 << 10;
-
-/// Address or length in front of a frame's memory.
-pub const WORD_BYTES: usize = 8;
-
-/// What a frame holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Kind {
-    /// What the VM needs, as JSON.
-    Offer = 1,
-    /// Whether it can have it, as JSON.
-    Answer = 2,
-    /// Memory follows: the number of the round, from 0, as u32.
-    Round = 3,
-    /// Guest physical address as u64, then bytes.
-    Memory = 4,
-    /// Guest physical address and length as u64, of what is zero.
-    Zero = 5,
-    /// The state of vCPUs, interrupt controller and devices, as `MessagePack`: the guest stands still
-    /// while it is written and read, which takes JSON many times as long.
-    Machine = 6,
-    /// The state of the VM's time, as its owner writes it.
-    Time = 7,
-    /// The destination has a machine in that state. Empty.
-    Ready = 8,
-    /// The VM is the destination's. Empty.
-    Commit = 9,
-    /// What the destination did, as JSON.
-    Started = 10,
-    /// The destination does not run the VM and will not; why, as text.
-    Failed = 11,
-    /// The source keeps the VM; why, as text.
-    Abort = 12,
-}
-
-impl Kind {
-    const ALL: [Self; 12] = [
-        Self::Offer,
-        Self::Answer,
-        Self::Round,
-        Self::Memory,
-        Self::Zero,
-        Self::Machine,
-        Self::Time,
-        Self::Ready,
-        Self::Commit,
-        Self::Started,
-        Self::Failed,
-        Self::Abort,
-    ];
-
-    /// Whether the other side has nothing to do about it before the frames that follow.
-    fn can_wait(self) -> bool {
-        matches!(self, Self::Memory | Self::Zero)
-    }
-
-    fn parse(number: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| *kind as u32 == number)
-    }
-}
-
-/// The most bytes that a frame of each kind may hold.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Of a machine's state and of its time.
-    pub state_bytes: usize,
-}
-
-impl Limits {
-    /// Many times what a vCPU's state takes.
-    const VCPU_BYTES: usize = 128 << 10;
-
-    /// For a VM of so many vCPUs.
-    #[must_use]
-    pub const fn new(vcpus: usize) -> Self {
-        Self {
-            state_bytes: (vcpus + 2) * Self::VCPU_BYTES,
-        }
-    }
-
-    fn of(self, kind: Kind) -> usize {
-        match kind {
-            Kind::Offer | Kind::Answer | Kind::Started => 1 << 20,
-            Kind::Round => 4,
-            Kind::Memory => WORD_BYTES + MEMORY_BYTES,
-            Kind::Zero => 2 * WORD_BYTES,
-            Kind::Machine | Kind::Time => self.state_bytes,
-            Kind::Ready | Kind::Commit => 0,
-            Kind::Failed | Kind::Abort => 4096,
-        }
-    }
-}
-
-/// A stream that cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum StreamError {
-    /// The connection is gone.
-    #[error("the connection ended")]
-    Ended,
-    /// Nothing came, or nothing could be sent.
-    #[error("the other side did nothing for too long")]
-    TimedOut,
-    /// Somebody here ended it.
-    #[error("it was called off")]
-    Cancelled,
-    /// The connection does not work.
-    #[error("the connection broke: {0}")]
-    Broken(io::Error),
-    /// It is somebody else.
-    #[error("the other side is no pvtime that moves VMs; check the address")]
-    NotPvtime,
-    /// It is encrypted, and this side is not.
-    #[error("the other side speaks TLS; give --tls-cert, --tls-key and --tls-ca here as well")]
-    Encrypted,
-    /// One of the two sides does not accept the other.
-    #[error(transparent)]
-    Refused(Refusal),
-    /// It is of another version.
-    #[error(
-        "the other side speaks version {theirs} of the stream and this one {VERSION}; use the same \
-         pvtime on both hosts"
-    )]
-    Version {
-        /// Its version.
-        theirs: u32,
-    },
-    /// A frame of no known kind.
-    #[error("frame {number} has the unknown kind {kind}; the stream is damaged")]
-    UnknownKind {
-        /// The kind.
-        kind: u32,
-        /// The frame.
-        number: u64,
-    },
-    /// A frame is longer than such a one can be.
-    #[error(
-        "frame {number} says that it has {bytes} bytes, and a {kind:?} has at most {limit}; the \
-         stream is damaged"
-    )]
-    TooLong {
-        /// Its kind.
-        kind: Kind,
-        /// Its number.
-        number: u64,
-        /// Bytes that it says it has.
-        bytes: u32,
-        /// Bytes that it may have.
-        limit: usize,
-    },
-    /// A frame is missing or came twice.
-    #[error("frame {expected} was expected and {number} came; the stream is damaged")]
-    Number {
-        /// The next one.
-        expected: u64,
-        /// The one that came.
-        number: u64,
-    },
-    /// A frame or one before it is not what was sent.
-    #[error("the checksum of frame {number} is wrong; the stream is damaged")]
-    Checksum {
-        /// The frame.
-        number: u64,
-    },
-    /// A frame that does not belong here.
-    #[error("a {kind:?} came out of its order; the other side does not keep to the protocol")]
-    OutOfOrder {
-        /// What came.
-        kind: Kind,
-    },
-    /// A frame's contents make no sense.
-    #[error("the {kind:?} makes no sense: {reason}; use the same pvtime on both hosts")]
-    Content {
-        /// What came.
-        kind: Kind,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Memory takes longer than over any connection that is of use.
-    #[error(
-        "what came of the memory took over {limit_s} s; use a connection with more than {} KiB/s",
-        super::SLOWEST_BYTES_PER_S >> 10
-    )]
-    TooSlow {
-        /// How long it may take.
-        limit_s: u64,
-    },
-}
-
-impl From<io::Error> for StreamError {
-    fn from(error: io::Error) -> Self {
-        if let Some(refusal) = Refusal::of_io(&error) {
-            return Self::Refused(refusal.clone());
-        }
-        match error.kind() {
-            _ if error
-                .get_ref()
-                .is_some_and(<dyn Error + Send + Sync>::is::<Cancelled>) =>
-            {
-                Self::Cancelled
-            }
-            ErrorKind::TimedOut => Self::TimedOut,
-            ErrorKind::UnexpectedEof
-            | ErrorKind::BrokenPipe
-            | ErrorKind::ConnectionReset
-            | ErrorKind::ConnectionAborted
-            | ErrorKind::WriteZero => Self::Ended,
-            _ => Self::Broken(error),
-        }
-    }
-}
 
 /// Where one direction of a stream is.
 #[derive(Clone, Copy, Debug, Default)]

@@ -106,6 +106,10 @@ fn answer(request: Request) {
             let Err(error) = suspend::suspend(id);
             refuse(id, ErrorKind::Refused, error);
         }
+        Action::Kexec => {
+            let error = "this guest is no kernel that starts others; boot the Linux guest";
+            refuse(id, ErrorKind::Refused, error);
+        }
         Action::PowerOff => {
             bye(id, ByeReason::PowerOff);
             failure::power_off()

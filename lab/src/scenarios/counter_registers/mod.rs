@@ -4,7 +4,7 @@
 use super::pauses::backwards_steps;
 use crate::bare::{Bare, OnHost};
 use crate::control::Adjustment;
-use crate::guest::{Guest, GuestImage, GuestSpec, host_spec};
+use crate::guest::{Guest, GuestImage, GuestSpec, boot_host};
 use crate::host::Host;
 use crate::interrupt::sleep;
 use crate::report::{Check, Limit};
@@ -92,9 +92,7 @@ fn play(stage: &mut Stage) -> Result<()> {
 }
 
 fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
-    let mut host = stage.boot(&host_spec("host", stage.assets, &stage.logs)?)?;
-    host.pin_agent(&[1])?;
-    scene.host = Some(host);
+    scene.host = Some(boot_host(stage)?);
     Ok(())
 }
 

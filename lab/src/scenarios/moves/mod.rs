@@ -2,6 +2,10 @@
 //! on another.
 
 mod figures;
+mod journeys;
+
+use journeys::Hosts;
+pub use journeys::Plan;
 
 use super::pauses::{
     Pause, backwards_steps, check_agreement, check_gaps, check_lost, check_stolen_growth, median,
@@ -10,11 +14,9 @@ use super::pauses::{
 use super::watch::worst;
 use crate::clocks::ClockSight;
 use crate::control::Adjustment;
-use crate::guest::{Guest, GuestImage, GuestSpec, host_spec};
+use crate::guest::{Guest, GuestImage, GuestSpec};
 use crate::host::Host;
-use crate::interrupt::sleep;
 use crate::lost::Bounds;
-use crate::machine::HostSpec;
 use crate::report::{Check, Limit};
 use crate::scenario::Stage;
 use crate::sightings::Sighting;
@@ -26,53 +28,12 @@ use guest_protocol::Workload;
 use guest_protocol::report::{Program, Sample};
 use std::time::{Duration, Instant};
 
-/// The second host is started when the first has run for this long.
-const UPTIME: Duration = Duration::from_secs(122);
+/// How much older the first host is at least.
 const LEAST_UPTIME_DIFFERENCE_S: f64 = 120.0;
 
 /// Where the VMM says what the time of a restored VM took.
 const WORK: &str = "restored the time of ";
 const RESTORE_LIMIT: Duration = Duration::from_secs(60);
-
-/// Two hosts; the counter of the first is minutes ahead.
-#[derive(Default)]
-struct Hosts(Vec<Host>);
-
-impl Hosts {
-    /// Starts the first host.
-    fn boot(stage: &mut Stage) -> Result<Self> {
-        let mut hosts = Self::default();
-        hosts.add("host-0", stage)?;
-        Ok(hosts)
-    }
-
-    /// Starts the second, when the first has run for minutes.
-    fn add_younger(&mut self, stage: &mut Stage) -> Result<()> {
-        let up_ns = self.get(0)?.clocks()?.uptime_ns();
-        let up = Duration::from_nanos(u64::try_from(up_ns)?);
-        sleep(UPTIME.saturating_sub(up))?;
-        self.add("host-1", stage)
-    }
-
-    fn add(&mut self, name: &'static str, stage: &mut Stage) -> Result<()> {
-        let spec = HostSpec {
-            memory_mib: 1536,
-            ..host_spec(name, stage.assets, &stage.logs)?
-        };
-        let mut host = stage.boot(&spec)?;
-        host.pin_agent(&[1])?;
-        self.0.push(host);
-        Ok(())
-    }
-
-    fn get(&mut self, index: usize) -> Result<&mut Host> {
-        self.0.get_mut(index).context("no such host")
-    }
-
-    fn power_off(&mut self) -> Result<()> {
-        self.0.drain(..).try_for_each(Host::power_off)
-    }
-}
 
 /// Who travels: a guest whose last vCPU spins while the others idle.
 #[derive(Debug, Clone, Copy)]
@@ -89,51 +50,6 @@ pub struct Traveller {
     pub to_and_fro: &'static [&'static str],
     /// And where it goes on at once, for the time that this takes.
     pub at_once: &'static [&'static str],
-}
-
-/// Guests that went between two hosts.
-#[derive(Default)]
-pub struct Journeys {
-    hosts: Hosts,
-    all: Vec<Journey>,
-}
-
-impl Journeys {
-    /// Starts the hosts, the second when the first has run for minutes.
-    pub fn boot(&mut self, stage: &mut Stage) -> Result<()> {
-        self.hosts = Hosts::boot(stage)?;
-        self.hosts.add_younger(stage)
-    }
-
-    /// Takes a guest on its way, to the end.
-    pub fn take(&mut self, who: &Traveller, stage: &mut Stage) -> Result<()> {
-        let hosts = &mut self.hosts;
-        let mut journey = Journey::start(*who, hosts)?;
-        for name in who.in_place {
-            journey.go(journey.at, name, hosts, stage)?;
-        }
-        journey.go_to_and_fro(who.to_and_fro, hosts, stage)?;
-        if !who.at_once.is_empty() {
-            journey.begin_anew(who.at_once, hosts, stage)?;
-        }
-        journey.end(hosts, stage)?;
-        self.all.push(journey);
-        Ok(())
-    }
-
-    /// What holds of the last, this among it.
-    pub fn last_checks(&self, of_policy: fn(&Journey) -> Vec<Check>) -> Vec<Check> {
-        let Some(journey) = self.all.last() else {
-            return Vec::new();
-        };
-        let mut checks = of_policy(journey);
-        checks.extend(journey.checks());
-        checks
-    }
-
-    pub fn power_off(&mut self) -> Result<()> {
-        self.hosts.power_off()
-    }
 }
 
 /// One guest on its way, and what was seen of it.
@@ -340,12 +256,12 @@ impl Journey {
     fn circumstances(&self, gaps_us: &[f64]) -> String {
         let held_up = self.moves.iter().map(|it| it.pause.held_up.as_secs_f64());
         let held_up = median(held_up.map(|s| s * 1e3).collect());
-        let known = self.moves.iter().filter(|it| it.pause.is_gap_known());
+        let sides = self.moves.iter().filter_map(|it| it.pause.sides_us());
+        let sides: Vec<_> = sides.collect();
         format!(
-            "{}; {gaps_us:.0?}; {} known, others bounded; the new host's emulator waited {held_up:.0} \
-             ms for CPUs at the median",
+            "{}; {gaps_us:.0?}; before and after where known, with what was stolen: {sides:.0?}; others \
+             bounded; the new host's emulator waited {held_up:.0} ms for CPUs at the median",
             self.who.name,
-            known.count()
         )
     }
 
