@@ -33,6 +33,7 @@ mod physical_counter;
 mod replugged;
 mod restore_frequencies;
 mod saved_guest;
+mod secured;
 mod side_by_side;
 mod snapshot_advance;
 mod snapshot_freeze;
