@@ -95,7 +95,8 @@ pub enum Workload {
     Spin,
     /// The same with the physical counter.
     SpinPhysical,
-    /// The same with live physical time.
+    /// The same with live physical time. In between it does what wants a CPU that never waits: it puts
+    /// off timers that are to be, and changes memory as [`Change`](Self::Change) does.
     SpinLive,
     /// Waits for events (`WFE`).
     Events,

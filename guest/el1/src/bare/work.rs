@@ -38,6 +38,7 @@ pub fn run(cpu: usize) -> ! {
             Workload::SpinLive => {
                 spinning::round(cpu, SpinClock::Live);
                 timers::put_off(cpu);
+                memory::change();
             }
             Workload::Events => events::wait(),
             Workload::Change => memory::change(),
