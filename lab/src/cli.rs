@@ -41,7 +41,7 @@ pub enum Command {
         #[command(flatten)]
         machines: Machines,
         /// Where the page goes.
-        #[arg(long, value_name = "FILE", default_value = "docs/benchmarks.md")]
+        #[arg(long, value_name = "FILE", default_value = "docs/benchmarks-vmms.md")]
         page: PathBuf,
         #[command(flatten)]
         output: Output,

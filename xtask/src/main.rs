@@ -39,7 +39,7 @@ PVTIME_LAB_KERNEL, PVTIME_LAB_GUEST_KERNEL and PVTIME_LAB_QEMU.";
 fn add_reads(workspace: &Workspace) -> Result<ExitCode> {
     let mut bench = workspace.cargo(&["run", "--quiet", "--release", "--package=pvtime-bench"]);
     let figures = process::output(&mut bench)?;
-    let page = workspace.root.join("docs/benchmarks.md");
+    let page = workspace.root.join("docs/benchmarks-vmms.md");
     let mut file = OpenOptions::new().append(true).open(&page)?;
     writeln!(
         file,
@@ -73,7 +73,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Measures against other VMMs, and writes docs/benchmarks.md.
+    /// Measures against other VMMs, and writes docs/benchmarks-vmms.md.
     Bench {
         /// Further options of `lab bench`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -50,12 +50,13 @@ const PACKAGES: [&str; 5] = [
     "--package=pvtime-kvm",
     "--package=kvm-tests",
 ];
-const TARGETS: [&str; 5] = [
+const TARGETS: [&str; 6] = [
     "--bins",
     "--examples",
     "--test=kvm",
     "--test=machine_state",
     "--test=hostile_guest",
+    "--test=failed_wake",
 ];
 
 /// What the names of programs begin with by which the scenario `kvm-tests` finds them.

@@ -24,9 +24,10 @@ use pvtime::host::ledger::ThreadSample;
 use rustix::thread::Pid;
 
 use crate::clock;
-use halt::UnderWay;
+use last_look::{Counted, LastLook, Run};
 
 mod halt;
+mod last_look;
 
 pub use halt::HaltTime;
 
@@ -118,14 +119,10 @@ impl RunDelay {
 }
 
 fn parse_run_delay(text: &str) -> Option<u64> {
-    let numbers: Option<Vec<u64>> = text
-        .split_ascii_whitespace()
-        .map(|word| word.parse().ok())
-        .collect();
-    match numbers?[..] {
-        [_run_ns, run_delay_ns, _turns] => Some(run_delay_ns),
-        _ => None,
-    }
+    let mut numbers = text.split_ascii_whitespace().map(str::parse::<u64>);
+    let mut next = || numbers.next()?.ok();
+    let (_run_ns, run_delay_ns, _turns) = (next()?, next()?, next()?);
+    numbers.next().is_none().then_some(run_delay_ns)
 }
 
 /// Time that a thread of this process was on a CPU, to the moment.
@@ -161,7 +158,7 @@ pub struct ThreadAccounts {
     thread: Pid,
     run_delay: RunDelay,
     halt: HaltTime,
-    under_way: UnderWay,
+    last_look: LastLook,
     idle_ns: u64,
     last: Raw,
     was_off: bool,
@@ -189,7 +186,7 @@ impl ThreadAccounts {
             thread,
             run_delay: RunDelay::of(thread)?,
             halt,
-            under_way: UnderWay::default(),
+            last_look: LastLook::default(),
             idle_ns: 0,
             last: Raw::default(),
             was_off: true,
@@ -239,21 +236,36 @@ impl ThreadAccounts {
     }
 
     /// The same for a thread that may be in the guest, with as much of a halt that is under way as was
-    /// seen of it at earlier calls: KVM counts that halt as a whole when it ends.
+    /// seen of it at earlier calls: KVM counts that halt as a whole when it ends. Three system calls, and
+    /// one from the third look on at a thread that does not run.
     ///
     /// # Errors
     ///
     /// [`Error`].
     pub fn busy_so_far_ns(&mut self) -> Result<u64, Error> {
-        // Before the halt is looked at, which is not counted while it lasts.
-        let halt_ns = self.halt.read_ns()?;
-        let run_delay_ns = self.run_delay.read_ns()?;
-        let is_halted = self.halt.is_under_way()?;
+        if self.last_look.may_last()
+            && let Some(busy_ns) = self.last_look.unchanged(self.run()?)
+        {
+            return Ok(busy_ns);
+        }
+        let (halt_ns, is_halted) = self.halt.read_with_under_way()?;
+        let counted = Counted {
+            ns: halt_ns + self.run_delay.read_ns()?,
+            is_halted,
+        };
+        let run = self.run()?;
+        Ok(self.last_look.see(counted, run))
+    }
+
+    fn run(&self) -> Result<Run, Error> {
         let before_ns = clock::boottime_ns();
-        let run_ns = run_ns(self.thread)?;
+        let ns = run_ns(self.thread)?;
         let after_ns = clock::boottime_ns();
-        let halted_ns = self.under_way.see(is_halted, run_ns, before_ns, after_ns);
-        Ok(run_ns + run_delay_ns + halt_ns + halted_ns)
+        Ok(Run {
+            ns,
+            before_ns,
+            after_ns,
+        })
     }
 
     fn at(&self, now: Raw) -> ThreadSample {

@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, sleep};
 use std::time::Duration;
@@ -71,7 +73,7 @@ pub fn follow(
     let logind = Manager::builder(connection)
         .cache_properties(CacheProperties::No)
         .build()?;
-    let announcements = logind.receive_prepare_for_sleep()?;
+    let announcements = Announcements::of(&logind)?;
     let lock = Lock::default();
     // logind gives none in the middle of a sleep.
     lock.take(&logind)?;
@@ -81,9 +83,9 @@ pub fn follow(
     begun(limit);
     // The end of a sleep may have been announced while nobody listened.
     sleepers.finish();
-    for announcement in announcements {
-        if announcement.args()?.start {
-            sleepers.prepare(limit);
+    while let Some(start) = announcements.next() {
+        if start {
+            sleepers.prepare(limit, &|| announcements.has_ended());
             lock.release();
         } else {
             // First, so that the next sleep waits too while a slow VM is told of this one's end.
@@ -93,6 +95,52 @@ pub fn follow(
         }
     }
     Err(Error::Lost)
+}
+
+/// What logind announces, heard while something else is being done.
+struct Announcements {
+    heard: Receiver<bool>,
+    /// Ends that were heard and not taken; that of the connection is one.
+    ends: Arc<AtomicU32>,
+}
+
+impl Announcements {
+    fn of(logind: &Manager<'static>) -> zbus::Result<Self> {
+        let signals = logind.receive_prepare_for_sleep()?;
+        let (tell, heard) = channel();
+        let ends = Arc::new(AtomicU32::new(0));
+        let its_ends = Arc::clone(&ends);
+        // Ends with the connection.
+        thread::spawn(move || {
+            for signal in signals {
+                let Ok(announcement) = signal.args() else {
+                    break;
+                };
+                if !announcement.start {
+                    its_ends.fetch_add(1, Ordering::SeqCst);
+                }
+                if tell.send(announcement.start).is_err() {
+                    return;
+                }
+            }
+            its_ends.fetch_add(1, Ordering::SeqCst);
+        });
+        Ok(Self { heard, ends })
+    }
+
+    /// Whether a sleep begins, or its end; `None` when the connection has ended.
+    fn next(&self) -> Option<bool> {
+        let start = self.heard.recv().ok()?;
+        if !start {
+            self.ends.fetch_sub(1, Ordering::SeqCst);
+        }
+        Some(start)
+    }
+
+    /// Whether the end was announced of the sleep whose beginning was taken last.
+    fn has_ended(&self) -> bool {
+        self.ends.load(Ordering::SeqCst) > 0
+    }
 }
 
 /// What delays a sleep for as long as it is held.

@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use pvtime_vmm::{cli, failure};
+use pvtime_vmm::cli;
+use pvtime_vmm::failure::{self, LastSaid};
 use zbus::blocking::{Connection, connection};
 
 use vms::Vms;
@@ -52,8 +53,8 @@ struct Cli {
 
 /// Those who are told of sleeps.
 trait Sleepers {
-    /// The host is about to sleep, and waits for that long.
-    fn prepare(&self, limit: Duration);
+    /// The host is about to sleep, and waits for that long, or until it does not sleep any more.
+    fn prepare(&self, limit: Duration, is_over: &dyn Fn() -> bool);
     /// It slept, or does not after all.
     fn finish(&self);
 }
@@ -72,7 +73,7 @@ fn main() -> ExitCode {
 
 /// Serves until it is killed: what is missing now may be there later.
 fn serve_for_ever(vms: &Vms) -> ! {
-    let mut said = None;
+    let mut said = LastSaid::default();
     loop {
         let error = match connection::Builder::system().and_then(|bus| connect(bus, ANSWER_LIMIT)) {
             Ok(connection) => serve(connection, vms, &mut said),
@@ -84,7 +85,7 @@ fn serve_for_ever(vms: &Vms) -> ! {
              pvtime-sleep or `pvtime ctl SOCKET prepare-sleep`",
             RETRY.as_secs()
         );
-        say_once(&mut said, &text);
+        say_news(&mut said, text);
         sleep(RETRY);
     }
 }
@@ -95,7 +96,7 @@ fn connect(builder: connection::Builder<'_>, answer_limit: Duration) -> zbus::Re
 }
 
 /// Serves until logind or the bus is lost, and says why.
-fn serve(connection: Connection, vms: &Vms, said: &mut Option<String>) -> anyhow::Error {
+fn serve(connection: Connection, vms: &Vms, said: &mut LastSaid) -> anyhow::Error {
     let begun = |limit: Duration| {
         let limit_s = limit.as_secs_f64();
         let mut text = format!(
@@ -105,7 +106,7 @@ fn serve(connection: Connection, vms: &Vms, said: &mut Option<String>) -> anyhow
         if !vms.folder().is_dir() {
             text += ", which is no folder yet; --sockets names another";
         }
-        say_once(said, &text);
+        say_news(said, text);
     };
     let Err(error): Result<Infallible, _> = logind::follow(&connection, vms, LOOK_EVERY, begun);
     // Whoever waits for the connection's end has seen it by then.
@@ -114,10 +115,9 @@ fn serve(connection: Connection, vms: &Vms, said: &mut Option<String>) -> anyhow
 }
 
 /// Says what was not the last thing said.
-fn say_once(said: &mut Option<String>, text: &str) {
-    if said.as_deref() != Some(text) {
+fn say_news(said: &mut LastSaid, text: String) {
+    if let Some(text) = said.news(text) {
         say(text);
-        *said = Some(text.into());
     }
 }
 

@@ -25,7 +25,8 @@ const CONFLICT: u16 = 409;
 pub struct Vms {
     folder: PathBuf,
     /// Who tells each. The end of a sleep is told after its beginning, however late that is: one that
-    /// overtook it would leave the VM paused.
+    /// overtook it would leave the VM paused. It is told at once as well, which calls off a beginning that
+    /// waits for the guest.
     telling: RefCell<HashMap<PathBuf, JoinHandle<()>>>,
 }
 
@@ -62,9 +63,9 @@ impl Vms {
         sockets
     }
 
-    /// Tells all of them at once and returns when all have done it, or at the limit. What is wrong
-    /// goes to standard error, and a VM that is late goes on with it.
-    fn tell(&self, phase: SleepPhase, limit: Duration) {
+    /// Tells all of them at once and returns when all have done it, at the limit, or when it is over. What
+    /// is wrong goes to standard error, and a VM that is late goes on with it.
+    fn tell(&self, phase: SleepPhase, limit: Duration, is_over: &dyn Fn() -> bool) {
         let (done, results) = channel();
         let mut late = self.sockets();
         let mut telling = self.telling.borrow_mut();
@@ -74,7 +75,9 @@ impl Vms {
             let teller = thread::spawn({
                 let socket = socket.clone();
                 move || {
-                    let _ = before.map(JoinHandle::join);
+                    if let Some(before) = before {
+                        after(before, &socket, phase);
+                    }
                     let told = tell(&socket, phase, limit);
                     // At the limit nobody listens any more.
                     let _ = done.send((socket, told));
@@ -86,7 +89,7 @@ impl Vms {
         let deadline = Instant::now() + limit;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match results.recv_timeout(left) {
+            match results.recv_timeout(left.min(ASK_AGAIN)) {
                 Ok((socket, told)) => {
                     late.retain(|it| *it != socket);
                     if let Err(error) = told {
@@ -94,6 +97,8 @@ impl Vms {
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) if is_over() => return,
+                Err(RecvTimeoutError::Timeout) if left > ASK_AGAIN => {}
                 Err(RecvTimeoutError::Timeout) => break,
             }
         }
@@ -109,13 +114,24 @@ impl Vms {
 }
 
 impl Sleepers for Vms {
-    fn prepare(&self, limit: Duration) {
-        self.tell(SleepPhase::Prepare, limit);
+    fn prepare(&self, limit: Duration, is_over: &dyn Fn() -> bool) {
+        self.tell(SleepPhase::Prepare, limit, is_over);
     }
 
     fn finish(&self) {
-        self.tell(SleepPhase::Finish, FINISH_LIMIT);
+        self.tell(SleepPhase::Finish, FINISH_LIMIT, &|| false);
     }
+}
+
+/// Waits for what a VM is being told. The end of a sleep calls that off: a VM may be asking its guest for
+/// longer than the host slept. It may not have heard of the beginning yet, so that once is not enough.
+fn after(before: JoinHandle<()>, socket: &Path, phase: SleepPhase) {
+    while phase == SleepPhase::Finish && !before.is_finished() {
+        // What is wrong with it is said when it is told after the beginning.
+        let _ = tell(socket, phase, Duration::ZERO);
+        sleep(ASK_AGAIN);
+    }
+    let _ = before.join();
 }
 
 /// Tells one VM, and asks again while another change is under way.

@@ -1,5 +1,7 @@
 //! What went wrong, for people.
 
+use anyhow::Result;
+
 /// Text from somebody else with nothing in it that a terminal or a log takes for more than text:
 /// control characters, ends of lines, and what changes the direction of writing are spaces.
 #[must_use]
@@ -30,6 +32,28 @@ pub fn in_one_line(error: &anyhow::Error) -> String {
     printable(&line)
 }
 
+/// The last thing that was said of something that is tried again and again.
+#[derive(Debug, Default)]
+pub struct LastSaid(Option<String>);
+
+impl LastSaid {
+    /// A text that is to be said, if it is not what was said last.
+    pub fn news(&mut self, text: String) -> Option<&str> {
+        let is_news = self.0.as_ref() != Some(&text);
+        is_news.then(|| self.0.insert(text).as_str())
+    }
+
+    /// What there is to say of something after a try, or after none; `is_over` where it need not be tried
+    /// any more. What was over is news if it comes again.
+    pub fn after(&mut self, tried: Option<Result<()>>, is_over: bool) -> Option<String> {
+        match tried {
+            Some(Err(error)) => self.news(in_one_line(&error)).map(str::to_owned),
+            None if !is_over => None,
+            Some(Ok(())) | None => self.0.take().map(|line| format!("no longer so: {line}")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::anyhow;
@@ -48,6 +72,40 @@ mod tests {
         assert_eq!(printable(text), "a [31mb c d e f é");
         let error = anyhow!("the field\npvtime: a VM came");
         assert_eq!(in_one_line(&error), "the field pvtime: a VM came");
+    }
+
+    #[test]
+    fn a_reason_is_said_once_until_it_changes_or_is_over() {
+        let mut said = LastSaid::default();
+        let mut after = |tried: Option<Result<(), &'static str>>, is_over| {
+            said.after(
+                tried.map(|it| it.map_err(|reason| anyhow!(reason))),
+                is_over,
+            )
+        };
+        assert_eq!(after(Some(Ok(())), true), None);
+        assert_eq!(after(Some(Err("busy")), true).as_deref(), Some("busy"));
+        assert_eq!(after(Some(Err("busy")), false), None);
+        assert_eq!(after(None, false), None, "it will be tried again");
+        assert_eq!(after(Some(Err("busy")), false), None);
+        assert_eq!(after(Some(Err("away")), false).as_deref(), Some("away"));
+        let over = after(Some(Ok(())), false);
+        assert_eq!(over.as_deref(), Some("no longer so: away"));
+        assert_eq!(after(Some(Ok(())), false), None);
+        assert_eq!(after(Some(Err("away")), false).as_deref(), Some("away"));
+        let over = after(None, true);
+        assert_eq!(
+            over.as_deref(),
+            Some("no longer so: away"),
+            "somebody else did it"
+        );
+    }
+
+    #[test]
+    fn the_same_is_no_news() {
+        let mut said = LastSaid::default();
+        let seen = ["there", "there", "gone", "there"].map(|text| said.news(text.into()).is_some());
+        assert_eq!(seen, [true, false, true, true]);
     }
 
     #[test]

@@ -177,6 +177,12 @@ impl Suspension {
         state.is_new = state.call.is_some();
     }
 
+    /// Whether nothing is left to be done: no call that was not answered, no end of a sleep to wait for.
+    pub fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.call.is_none() && state.awaited.is_none()
+    }
+
     /// The guest is suspended. Whether that answers a question that is an old one.
     #[must_use]
     pub fn suspended(&self, now: Instant) -> bool {
@@ -321,7 +327,9 @@ mod tests {
     #[test]
     fn a_call_is_there_until_it_was_answered() {
         let guest = suspension();
+        assert!(guest.is_idle());
         guest.ask(CALL);
+        assert!(!guest.is_idle());
         assert_eq!(guest.await_call(|_| Duration::MAX), Some(true));
         assert!(!guest.suspended(Instant::now()));
         assert_eq!(guest.answer(2, |_| Err("no register")), Err("no register"));
@@ -337,6 +345,7 @@ mod tests {
         assert_eq!(tell(&guest, 2), Some(CALL));
         guest.put_back();
         assert_eq!(guest.await_call(|_| SOON), Some(false), "nothing is left");
+        assert!(guest.is_idle());
     }
 
     #[test]
@@ -381,11 +390,13 @@ mod tests {
         let second = |slept| guest.passed(Duration::from_secs(1), slept, limit);
         assert_eq!([second(false); 4], [None; 4], "nobody waits");
         guest.awaits_end();
+        assert!(!guest.is_idle());
         let seen = [false, false, true, false, false, false].map(second);
         assert_eq!(seen, [None, None, None, None, None, Some(limit)]);
         let seen = [false; 3].map(second);
         assert_eq!(seen, [None, None, Some(limit)], "tried again");
         assert!(!guest.goes_on(Instant::now()));
+        assert!(guest.is_idle());
         assert_eq!([false; 4].map(second), [None; 4]);
     }
 

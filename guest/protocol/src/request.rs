@@ -130,6 +130,11 @@ pub struct ArmTimer {
     /// Microseconds from one deadline to the next, if it is armed anew whenever it fires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub period_us: Option<u64>,
+    /// Whether a CPU with the workload [`SpinLive`](Workload::SpinLive) puts it off by its period before
+    /// it is due, as long as the counter has one frequency: then it is pending whenever the VM stops,
+    /// and fires when it has moved.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub put_off: bool,
 }
 
 /// Memory with a pattern.

@@ -282,15 +282,16 @@ fn report() -> impl Strategy<Value = Report> {
 }
 
 fn arm_timer() -> impl Strategy<Value = ArmTimer> {
-    let rest = any::<(u32, bool, Option<i64>, bool, Option<u64>)>();
+    let rest = any::<(u32, bool, Option<i64>, bool, Option<u64>, bool)>();
     (which_timer(), rest).prop_map(
-        |(timer, (cpu, live, delay_us, masked, period_us))| ArmTimer {
+        |(timer, (cpu, live, delay_us, masked, period_us, put_off))| ArmTimer {
             cpu,
             timer,
             live,
             delay_us,
             masked,
             period_us,
+            put_off,
         },
     )
 }
@@ -422,6 +423,7 @@ fn requests_are_these_lines() {
         delay_us: Some(-5),
         masked: false,
         period_us: None,
+        put_off: false,
     };
     let never = ArmTimer {
         delay_us: None,
@@ -430,6 +432,10 @@ fn requests_are_these_lines() {
     let again = ArmTimer {
         period_us: Some(5000),
         ..timer
+    };
+    let ahead = ArmTimer {
+        put_off: true,
+        ..again
     };
     let fill = Fill {
         seed: u64::MAX,
@@ -469,6 +475,10 @@ fn requests_are_these_lines() {
         (
             Request::new(Action::ArmTimer(again)),
             r#"{"type":"arm_timer","body":{"cpu":2,"timer":"physical","live":true,"delay_us":-5,"masked":false,"period_us":5000}}"#,
+        ),
+        (
+            Request::new(Action::ArmTimer(ahead)),
+            r#"{"type":"arm_timer","body":{"cpu":2,"timer":"physical","live":true,"delay_us":-5,"masked":false,"period_us":5000,"put_off":true}}"#,
         ),
         (
             Request::new(Action::SetEventStream { rate_hz: 10_000 }),

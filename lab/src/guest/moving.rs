@@ -5,7 +5,7 @@ use crate::clocks::ClockSight;
 use crate::control::Adjustment;
 use crate::host::Host;
 use crate::wire::WireEnd;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use lab_agent::WITHHOLD_ATTRIBUTES;
 use lab_agent::message::{Exit, Spawn, Spawned};
 use rustix::process::Signal;
@@ -85,8 +85,16 @@ impl Receiver {
     /// # Errors
     /// When it does not wait.
     pub fn start(name: &'static str, host: &mut Host) -> Result<Self> {
+        Self::start_with(name, host, &[])
+    }
+
+    /// The same with options that say how the socket is secured.
+    ///
+    /// # Errors
+    /// When it does not wait.
+    pub fn start_with(name: &'static str, host: &mut Host, options: &[&str]) -> Result<Self> {
         let address = format!("unix:{}", host.file(&format!("{name}-migration.sock")));
-        Self::launch(name, &[], &address, host, &[])
+        Self::launch(name, &[], &address, host, options)
     }
 
     /// The same at its host's end of a network, for a guest of the host at the other end, with
@@ -240,7 +248,7 @@ impl Guest {
     /// Runs `pvtime migrate` and returns what it said, for an answer of the other host.
     ///
     /// # Errors
-    /// When there is none, with the command's own line.
+    /// When there is none, with the command's own line; when the command's status is not that of the answer.
     pub fn ask_to_move(
         &self,
         host: &mut Host,
@@ -253,8 +261,16 @@ impl Guest {
         if finished.stdout.is_empty() {
             bail!("{:?}: {}", finished.exit, finished.stderr.trim());
         }
-        serde_json::from_str(&finished.stdout)
-            .with_context(|| format!("cannot understand the report {:?}", finished.stdout))
+        let report: MigrationReport = serde_json::from_str(&finished.stdout)
+            .with_context(|| format!("cannot understand the report {:?}", finished.stdout))?;
+        let status = i32::from(report.outcome == "Refused");
+        ensure!(
+            finished.exit == Exit::Status(status),
+            "the guest was {}, and the command ended with {:?}",
+            report.outcome,
+            finished.exit
+        );
+        Ok(report)
     }
 
     /// Moves from its host to another VMM, there or elsewhere, waits for the end of the one it

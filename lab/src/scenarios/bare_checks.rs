@@ -29,6 +29,7 @@ pub fn arm_all(
                 // before anything can happen to it.
                 masked: delay_us.is_some_and(i64::is_negative),
                 period_us: None,
+                put_off: false,
             })?;
         }
     }

@@ -24,7 +24,7 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 /// The page, in the folder of the logs.
-pub const PAGE: &str = "benchmarks.md";
+pub const PAGE: &str = "benchmarks-vmms.md";
 
 /// Starts of each VMM with each console; odd, so that one of them is the median.
 const REPEATS: usize = 3;
@@ -259,7 +259,7 @@ fn write_page(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
         crate::machine::Place::Local => "an arm64 machine",
     };
     let page = format!(
-        "# Benchmarks\n\n\
+        "# Starts, memory and reads\n\n\
          Written by `cargo xtask bench`; do not edit.\n\n\
          `{vmm}` beside `{}`, in turns in one run, on {place}, with KVM of Linux {}: one vCPU, \
          {GUEST_MEMORY_MIB} MiB, the same kernel and the same initramfs. Medians of {REPEATS} \

@@ -34,7 +34,11 @@ const LIMITS: &str = "firmware and a guest without a driver for it count native 
 /// What a guest is started with, and the PV frequency that it asks for.
 struct Case {
     name: &'static str,
+    /// Who keeps its stolen time: that is found without live physical time, and the reverse.
+    stolen_time: &'static str,
     neighbour: &'static str,
+    /// Whether that has stolen time.
+    neighbour_stolen_time: &'static str,
     pv_frequency_hz: u32,
     vmm_options: &'static [&'static str],
 }
@@ -43,13 +47,17 @@ struct Case {
 const CASES: [Case; 2] = [
     Case {
         name: "1-ghz",
+        stolen_time: "on",
         neighbour: "beside-1-ghz",
+        neighbour_stolen_time: "on",
         pv_frequency_hz: 1_000_000_000,
         vmm_options: &["--live-physical-time", "1000000000", "--paused-time", "on"],
     },
     Case {
         name: "24-mhz",
+        stolen_time: "user",
         neighbour: "beside-24-mhz",
+        neighbour_stolen_time: "off",
         pv_frequency_hz: 24_000_000,
         vmm_options: &["--live-physical-time", "24000000", "--paused-time", "on"],
     },
@@ -69,6 +77,8 @@ struct Seen {
     tests: Tests,
     /// What the tests did to a guest beside it.
     harm: Vec<String>,
+    /// Structures of stolen time that it found, of one for each vCPU.
+    neighbour_stolen_times: usize,
     /// Whether the VMM said at its start, and `pvtime probe`, what is not covered.
     limits_told: [bool; 2],
     clocks: Vec<Clocks>,
@@ -119,13 +129,15 @@ fn see(scene: &mut Scene, stage: &mut Stage, case: &'static Case) -> Result<()> 
         image: GuestImage::El1,
         cpus: VCPUS,
         memory_mib: 64,
+        stolen_time: case.stolen_time,
         vmm_options: case.vmm_options,
         ..GuestSpec::new(case.name)
     };
     let mut guest = Guest::start(&spec, host)?;
     guest.await_hello(host)?;
     let limits_told = [say_limits(case, host)?, probe_limits(host)?];
-    let neighbour = Neighbour::start(case.neighbour, case.vmm_options, host)?;
+    let neighbour = Neighbour::start(case, host)?;
+    let neighbour_stolen_times = neighbour.stolen_times();
     let tests = bare(&mut guest, host).run_tests()?;
     let harm = neighbour.end(host)?;
     let mut asked = bare(&mut guest, host);
@@ -155,6 +167,7 @@ fn see(scene: &mut Scene, stage: &mut Stage, case: &'static Case) -> Result<()> 
         after,
         tests,
         harm,
+        neighbour_stolen_times,
         limits_told,
         clocks,
         stop,
@@ -193,12 +206,35 @@ impl Seen {
         checks.extend(check_timers(&self.timers, 4, name));
         checks.extend(self.check_paused_time());
         checks.extend(check_tests(&self.tests, 19, name));
+        checks.extend(self.check_stolen_times());
         // L16.
         let told = self.limits_told.into_iter().filter(|told| *told).count();
         checks.push(at_least("limits_told", told, 2, "places").with_detail(name));
         let harm = count("neighbour_differences", self.harm.len() as u64, "figures");
         checks.push(harm.with_detail(self.harm.join("; ")));
         checks
+    }
+
+    /// L11.
+    fn check_stolen_times(&self) -> [Check; 2] {
+        let found = self.before.stolen_time.iter().flatten().count();
+        let of_neighbour = f64::from(u8::from(self.case.neighbour_stolen_time != "off"));
+        let check = |found, expected, name, keeper| {
+            let found = u32::try_from(found).map_or(f64::NAN, f64::from);
+            let limit = Limit::Equals(expected);
+            Check::new("stolen_times_found", found, limit, "vCPUs")
+                .with_detail(format!("{name}, --stolen-time {keeper}"))
+        };
+        let case = self.case;
+        [
+            check(found, VCPUS.into(), case.name, case.stolen_time),
+            check(
+                self.neighbour_stolen_times,
+                of_neighbour,
+                case.neighbour,
+                case.neighbour_stolen_time,
+            ),
+        ]
     }
 
     fn check_frequencies(&self) -> Check {

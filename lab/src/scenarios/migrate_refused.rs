@@ -14,9 +14,9 @@ use crate::scenario::{Scenario, Stage, Step, no_checks};
 use crate::wire::{WireEnd, wire};
 use anyhow::{Context, Result, bail};
 use guest_protocol::Workload;
-use guest_protocol::report::Spin;
+use guest_protocol::report::{Spin, SpinGap};
 use guest_protocol::request::Fill;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "migrate-refused",
@@ -25,10 +25,10 @@ pub const SCENARIO: Scenario = Scenario {
     play,
 };
 
-/// How often each guest is asked for.
+/// How often each guest is asked for, with `--dry-run` and without.
 const TRIES: usize = 3;
 
-/// The emulator may wait for so much of a try, as where guests are watched.
+/// The emulator may wait for so much of a question, as where guests are watched.
 const CALM_PERCENT: f64 = 2.0;
 
 /// The other host's device, as its kernel names the first, and how much it may have received: an
@@ -46,7 +46,7 @@ struct Case {
     says: &'static [&'static str],
 }
 
-const CASES: [Case; 3] = [
+const CASES: [Case; 4] = [
     Case {
         spec: || GuestSpec {
             cpus: 2,
@@ -57,13 +57,20 @@ const CASES: [Case; 3] = [
         says: &["25000000 Hz", "100000000 Hz", "live physical time"],
     },
     Case {
-        spec: || bare("with-lpt", 16),
+        spec: || plain("without-lpt-el1"),
+        receiver: "other-frequency-el1",
+        without_filter: false,
+        says: &["25000000 Hz", "100000000 Hz", "live physical time"],
+    },
+    Case {
+        // The other host has no place for stolen time either, and says so of a guest that has it.
+        spec: || bare("with-lpt", 16, "off"),
         receiver: "no-filter",
         without_filter: true,
         says: &["KVM_ARM_VM_SMCCC_FILTER", "no hypercall reaches the VMM"],
     },
     Case {
-        spec: || bare("large", 640),
+        spec: || bare("large", 640, "on"),
         receiver: "little-memory",
         without_filter: false,
         says: &["the VM has 640 MiB of memory", "MiB available"],
@@ -71,13 +78,21 @@ const CASES: [Case; 3] = [
 ];
 
 /// A bare-metal guest that may go to another frequency.
-fn bare(name: &'static str, memory_mib: u32) -> GuestSpec {
+fn bare(name: &'static str, memory_mib: u32, stolen_time: &'static str) -> GuestSpec {
+    GuestSpec {
+        memory_mib,
+        stolen_time,
+        vmm_options: &["--live-physical-time", "1000000000"],
+        ..plain(name)
+    }
+}
+
+/// One that may not, and says what was stolen within each step.
+fn plain(name: &'static str) -> GuestSpec {
     GuestSpec {
         image: GuestImage::El1,
         cpus: 2,
-        memory_mib,
-        stolen_time: "off",
-        vmm_options: &["--live-physical-time", "1000000000"],
+        memory_mib: 16,
         ..GuestSpec::new(name)
     }
 }
@@ -94,17 +109,35 @@ struct Seen {
     case: &'static Case,
     /// What `--dry-run` said, and the command without it, each time.
     reports: Vec<[MigrationReport; 2]>,
-    /// The largest step of the spinning vCPU over each try, less what was stolen, in ms.
-    gaps_ms: Vec<f64>,
-    /// For which share of each try the emulator waited for CPUs of this machine.
-    held_up_percent: Vec<f64>,
+    /// Over each question, and over a moment behind the last.
+    gaps: Vec<Gap>,
     reads: u64,
+    /// For how long its vCPUs were stopped meanwhile, by its VMM.
+    paused_ns: u64,
     /// Bytes that the other host received.
     received: u64,
     /// What was done to the guest's time since its start.
     records: usize,
     /// The VMM there awaits the next guest, and has none.
     still_waits: bool,
+}
+
+/// The largest step of the spinning vCPU.
+#[derive(Clone, Copy)]
+struct Gap {
+    /// Less what was stolen within it; of a guest that does not say, what its thread waited meanwhile.
+    ms: f64,
+    /// For how long the emulator waited for CPUs of this machine meanwhile.
+    held_up_ms: f64,
+    /// And for which share of the time.
+    held_up_percent: f64,
+}
+
+/// What is known before a question.
+struct Before {
+    at: Instant,
+    held_up: Duration,
+    run_delay_ns: u64,
 }
 
 fn play(stage: &mut Stage) -> Result<()> {
@@ -129,13 +162,18 @@ fn play(stage: &mut Stage) -> Result<()> {
                 checks: last_checks,
             },
             Step {
-                name: "ask for a guest that has it, where no hypercall reaches a VMM",
+                name: "ask for a bare-metal guest that has none",
                 act: |scene, _| ask(scene, &CASES[1]),
                 checks: last_checks,
             },
             Step {
-                name: "ask for a guest with more memory than there is",
+                name: "ask for a guest that has it, where no hypercall reaches a VMM",
                 act: |scene, _| ask(scene, &CASES[2]),
+                checks: last_checks,
+            },
+            Step {
+                name: "ask for a guest with more memory than there is",
+                act: |scene, _| ask(scene, &CASES[3]),
                 checks: last_checks,
             },
             Step {
@@ -183,16 +221,29 @@ fn ask(scene: &mut Scene, case: &'static Case) -> Result<()> {
     let mut seen = Seen {
         case,
         reports: Vec::new(),
-        gaps_ms: Vec::new(),
-        held_up_percent: Vec::new(),
+        gaps: Vec::new(),
         reads: 0,
+        paused_ns: 0,
         received: 0,
         records: 0,
         still_waits: false,
     };
+    let paused_ns = guest.status(host)?.paused_ns;
+    let mut since = Before::look(&guest, host)?;
+    spins(&mut guest, host, case)?;
     for _ in 0..TRIES {
-        once(&mut seen, &mut guest, host, &receiver)?;
+        let mut ask = |options: &[&str]| {
+            let report = guest.ask_to_move(host, &receiver.address, options)?;
+            // A step that goes on is the next question's.
+            since = seen.look(&mut guest, host, &since)?;
+            Ok::<_, anyhow::Error>(report)
+        };
+        let dry = ask(&[INSECURE, "--dry-run"])?;
+        let real = ask(&[INSECURE])?;
+        seen.reports.push([dry, real]);
     }
+    seen.look(&mut guest, host, &since)?;
+    seen.paused_ns = guest.status(host)?.paused_ns - paused_ns;
     seen.received = received(other)? - before;
     seen.records = guest.adjustments(host)?.len();
     seen.still_waits = receiver.waiting(other)? == Waiting::ForTheNext;
@@ -219,25 +270,41 @@ fn prepare(guest: &mut Guest, spec: &GuestSpec, host: &mut Host) -> Result<()> {
     asked.give_work(1, Workload::Spin)
 }
 
-/// Asks twice, and looks at what the guest saw meanwhile.
-fn once(seen: &mut Seen, guest: &mut Guest, host: &mut Host, receiver: &Receiver) -> Result<()> {
-    spins(guest, host, seen.case)?;
-    let (start, held_up) = (Instant::now(), host.held_up()?);
-    let waited_ns = guest.status(host)?.vcpus[1].run_delay_ns;
-    let mut ask = |options: &[&str]| guest.ask_to_move(host, &receiver.address, options);
-    let dry = ask(&[INSECURE, "--dry-run"])?;
-    let real = ask(&[INSECURE])?;
-    seen.reports.push([dry, real]);
-    let stolen_ns = guest.status(host)?.vcpus[1].run_delay_ns - waited_ns;
-    let frequency_hz = host.facts().counter_frequency_hz.context("no counter")?;
-    let spin = spins(guest, host, seen.case)?;
-    let step_ns = spin.largest_gaps[0].ticks * 1_000_000_000 / frequency_hz;
-    let held_up = host.held_up()?.saturating_sub(held_up);
-    let share = held_up.as_secs_f64() / start.elapsed().as_secs_f64();
-    seen.held_up_percent.push(share * 1e2);
-    seen.reads += spin.reads;
-    seen.gaps_ms.push(ms(step_ns.saturating_sub(stolen_ns)));
-    Ok(())
+impl Before {
+    fn look(guest: &Guest, host: &mut Host) -> Result<Self> {
+        Ok(Self {
+            at: Instant::now(),
+            held_up: host.held_up()?,
+            run_delay_ns: guest.status(host)?.vcpus[1].run_delay_ns,
+        })
+    }
+}
+
+impl Seen {
+    /// Enters the largest step that ended since it was looked before.
+    fn look(&mut self, guest: &mut Guest, host: &mut Host, since: &Before) -> Result<Before> {
+        // The next stretch begins before this one ends: no wait falls between them.
+        let next = Before::look(guest, host)?;
+        let spin = spins(guest, host, self.case)?;
+        let now = Before::look(guest, host)?;
+        let frequency_hz = host.facts().counter_frequency_hz.context("no counter")?;
+        let waited_ns = now.run_delay_ns - since.run_delay_ns;
+        let spec = (self.case.spec)();
+        let tells = spec.image == GuestImage::El1 && spec.stolen_time == "on";
+        let step_ns = |gap: &SpinGap| {
+            let ns = gap.ticks * 1_000_000_000 / frequency_hz;
+            ns.saturating_sub(if tells { gap.stolen_ns } else { waited_ns })
+        };
+        let held_up_ms = now.held_up.saturating_sub(since.held_up).as_secs_f64() * 1e3;
+        let all_ms = (now.at - since.at).as_secs_f64() * 1e3;
+        self.gaps.push(Gap {
+            ms: worst(spin.largest_gaps.iter().map(|gap| ms(step_ns(gap)))),
+            held_up_ms,
+            held_up_percent: held_up_ms / all_ms * 1e2,
+        });
+        self.reads += spin.reads;
+        Ok(next)
+    }
 }
 
 /// What the spinning vCPU saw since it was asked last.
@@ -277,7 +344,7 @@ impl Seen {
             // What is available changes from one question to the next.
             figures_off(&dry.refusals) != figures_off(&real.refusals)
         });
-        let gap_ms = self.gap_ms();
+        let told: Vec<_> = self.gaps.iter().map(|it| (it.ms, it.held_up_ms)).collect();
         #[expect(clippy::cast_precision_loss, reason = "some KiB, or it fails")]
         let received = self.received as f64;
         vec![
@@ -294,26 +361,22 @@ impl Seen {
                 2 * TRIES
             )),
             count("adjustments_made", self.records as u64 - 1, "records").with_detail(name),
-            Check::new("counter_gap_ms", gap_ms, Limit::AtMost(20.0), "ms").with_detail(format!(
-                "{name}: {:.1?}, less what was stolen, while the emulator waited for {:.1?} % of the \
-                 time; {} reads",
-                self.gaps_ms, self.held_up_percent, self.reads
+            count("paused_ns", self.paused_ns, "ns").with_detail(name),
+            Check::new("counter_gap_ms", self.gap_ms(), Limit::AtMost(20.0), "ms").with_detail(format!(
+                "{name}: of each question, less what was stolen, and what the emulator waited for CPUs \
+                 meanwhile: {told:.1?}; {} reads",
+                self.reads
             )),
             at_least("still_waits", usize::from(self.still_waits), 1, "VMMs")
                 .with_detail(self.case.receiver),
         ]
     }
 
-    /// The worst of the tries in which the emulator was not kept waiting. Where it always was, the least
-    /// of all: what asking does, it does each time.
+    /// The worst of all questions, and no less than the least step: what asking does, it does each time.
     fn gap_ms(&self) -> f64 {
-        let tries = self.gaps_ms.iter().zip(&self.held_up_percent);
-        let calm = tries.filter(|(_, percent)| **percent <= CALM_PERCENT);
-        let mut calm = calm.map(|(gap_ms, _)| *gap_ms).peekable();
-        if calm.peek().is_some() {
-            return worst(calm);
-        }
-        self.gaps_ms.iter().copied().fold(f64::INFINITY, f64::min)
+        let least = self.gaps.iter().map(|gap| gap.ms);
+        let least = least.fold(f64::INFINITY, f64::min);
+        worst(self.gaps.iter().map(|gap| gap.judged_ms())).max(least)
     }
 
     /// For this reason and no other, and nothing was sent.
@@ -325,6 +388,16 @@ impl Seen {
             && report.transfer.is_none()
             && report.record.is_none()
             && self.case.says.iter().all(|part| reason.contains(part))
+    }
+}
+
+impl Gap {
+    /// All of it where the emulator was not kept waiting, else what its waits cannot have been.
+    fn judged_ms(self) -> f64 {
+        if self.held_up_percent <= CALM_PERCENT {
+            return self.ms;
+        }
+        (self.ms - self.held_up_ms).max(0.0)
     }
 }
 
@@ -349,15 +422,24 @@ mod tests {
             record: None,
         };
         Seen {
-            case: &CASES[2],
+            case: &CASES[3],
             reports: vec![refusals.map(report)],
-            gaps_ms: vec![30.0, 19.0, 3.0],
-            held_up_percent: vec![2.1, 1.0, 2.0],
+            gaps: gaps([[30.0, 12.0, 2.1], [19.0, 1.0, 2.0], [3.0, 9.0, 9.0]]),
             reads: 1,
+            paused_ns: 0,
             received: 100,
             records: 1,
             still_waits: true,
         }
+    }
+
+    fn gaps(all: [[f64; 3]; 3]) -> Vec<Gap> {
+        let gap = |[ms, held_up_ms, held_up_percent]: [f64; 3]| Gap {
+            ms,
+            held_up_ms,
+            held_up_percent,
+        };
+        all.map(gap).into()
     }
 
     fn failed(seen: &Seen) -> Vec<&'static str> {
@@ -373,10 +455,12 @@ mod tests {
         let good = seen([&[&first], &[&second]]);
         assert_eq!(failed(&good), [""; 0]);
         let never_calm = Seen {
-            held_up_percent: vec![9.0; 3],
+            gaps: gaps([[30.0, 12.0, 9.0], [25.0, 90.0, 9.0], [19.5, 90.0, 9.0]]),
             ..seen([&[&first], &[&second]])
         };
-        assert!((good.gap_ms() - 19.0).abs() < 1e-9 && (never_calm.gap_ms() - 3.0).abs() < 1e-9);
+        for (seen, ms) in [(good, 19.0), (never_calm, 19.5)] {
+            assert!((seen.gap_ms() - ms).abs() < 1e-9, "{}", seen.gap_ms());
+        }
         let two = seen([&[&first], &[&second, "and more"]]);
         assert_eq!(failed(&two), ["not_refused", "dry_run_differs"]);
         let other = seen([&["too big"], &["too big"]]);
@@ -387,8 +471,8 @@ mod tests {
     fn a_guest_that_notices_fails() {
         let text = "the VM has 640 MiB of memory, and this host has 9 MiB available";
         let noticed = Seen {
-            gaps_ms: vec![3.0, 30.0, 3.0],
-            held_up_percent: vec![9.0, 1.0, 9.0],
+            gaps: gaps([[3.0, 0.0, 0.0], [30.0, 9.0, 9.0], [3.0, 0.0, 0.0]]),
+            paused_ns: 1,
             records: 3,
             received: 4 << 20,
             still_waits: false,
@@ -399,6 +483,7 @@ mod tests {
             [
                 "received_bytes",
                 "adjustments_made",
+                "paused_ns",
                 "counter_gap_ms",
                 "still_waits"
             ]

@@ -33,6 +33,7 @@ mod physical_counter;
 mod replugged;
 mod restore_frequencies;
 mod saved_guest;
+mod secured;
 mod side_by_side;
 mod snapshot_advance;
 mod snapshot_freeze;
@@ -51,6 +52,7 @@ mod three_guests;
 mod timers_survive;
 mod view;
 mod watch;
+mod watch_cost;
 mod watchdog;
 
 use crate::scenario::Scenario;
@@ -125,6 +127,10 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     (
         "suspends",
         "nearly a minute of stops; kvm-tests has some of each kind",
+    ),
+    (
+        "watch-cost",
+        "figures that only a quiet machine has, for docs/benchmarks-vmms.md",
     ),
     (
         "suspend-and-save",
@@ -209,6 +215,7 @@ pub const ALL: &[Scenario] = &[
     suspend_forgotten::SCENARIO,
     suspend_coordinated::SCENARIO,
     suspend_and_save::SCENARIO,
+    watch_cost::SCENARIO,
     gate_race::SCENARIO,
     timers_survive::SCENARIO,
     generation::SCENARIO,

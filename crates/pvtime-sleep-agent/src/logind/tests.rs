@@ -87,15 +87,22 @@ impl FakeLogind {
     }
 }
 
-struct FakeSleepers(Sender<Seen>);
+struct FakeSleepers {
+    seen: Sender<Seen>,
+    /// They take longer than the host waits.
+    are_slow: bool,
+}
 
 impl Sleepers for FakeSleepers {
-    fn prepare(&self, limit: Duration) {
-        self.0.send(Seen::Prepared(limit)).unwrap();
+    fn prepare(&self, limit: Duration, is_over: &dyn Fn() -> bool) {
+        self.seen.send(Seen::Prepared(limit)).unwrap();
+        while self.are_slow && !is_over() {
+            sleep(OFTEN);
+        }
     }
 
     fn finish(&self) {
-        self.0.send(Seen::Finished).unwrap();
+        self.seen.send(Seen::Finished).unwrap();
     }
 }
 
@@ -117,6 +124,7 @@ struct Setting {
     is_preparing: bool,
     answer_limit: Duration,
     look_every: Duration,
+    vms_are_slow: bool,
 }
 
 /// One that works, on a machine that may be busy, and an agent that follows what it announces alone.
@@ -126,6 +134,7 @@ const WORKING: Setting = Setting {
     is_preparing: false,
     answer_limit: LONG,
     look_every: LONG,
+    vms_are_slow: false,
 };
 
 impl Bench {
@@ -133,7 +142,10 @@ impl Bench {
         let (ours, its) = UnixStream::pair().unwrap();
         let (sender, seen) = channel();
         let (give, locks) = channel();
-        let sleepers = FakeSleepers(sender.clone());
+        let sleepers = FakeSleepers {
+            seen: sender.clone(),
+            are_slow: setting.vms_are_slow,
+        };
         let (ended, agent) = channel();
         thread::spawn(move || {
             let stream = connection::Builder::async_io_unix_stream(its).p2p();
@@ -234,6 +246,27 @@ fn s18_a_sleep_is_delayed_until_the_vms_are_ready_and_the_lock_is_taken_again() 
     assert!(matches!(error, Error::Lost | Error::Bus(_)), "{error}");
     assert_eq!(seen, []);
     assert!(is_released(&lock, LONG), "a new connection takes a new one");
+}
+
+#[test]
+fn s18_a_sleep_that_does_not_come_is_not_waited_for() {
+    let bench = Bench::with(Setting {
+        vms_are_slow: true,
+        ..WORKING
+    });
+    assert_eq!([bench.sees(), bench.sees()], [inhibited(), Seen::Finished]);
+    for _ in 0..2 {
+        bench.announce(true);
+        assert!(matches!(bench.sees(), Seen::Prepared(_)));
+        bench.announce(false);
+        assert_eq!([bench.sees(), bench.sees()], [inhibited(), Seen::Finished]);
+    }
+    bench.announce(true);
+    assert!(matches!(bench.sees(), Seen::Prepared(_)));
+    bench.logind.clone().close().unwrap();
+    let (error, seen) = bench.end();
+    assert!(matches!(error, Error::Lost | Error::Bus(_)), "{error}");
+    assert_eq!(seen, [], "its end is told by who comes next");
 }
 
 #[test]

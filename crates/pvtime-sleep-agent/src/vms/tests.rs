@@ -38,6 +38,7 @@ impl FakeVm {
 const DONE: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 const BUSY: &str =
     "HTTP/1.1 409 Conflict\r\nContent-Length: 26\r\n\r\n{\"fault_message\":\"saving\"}";
+const GONE: &str = "HTTP/1.1 410 Gone\r\nContent-Length: 24\r\n\r\n{\"fault_message\":\"over\"}";
 const BROKEN: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 26\r\n\r\n{\"fault_message\":\"broken\"}";
 
 const PREPARE: &str = "PUT /time/host-sleep {\"phase\":\"Prepare\"}";
@@ -68,7 +69,7 @@ fn s18_every_vm_is_told_and_a_slow_one_keeps_no_other_from_it() {
     fs::write(of("d.sock"), "no socket").unwrap();
 
     let (limit, start) = (Duration::from_millis(500), Instant::now());
-    vms.prepare(limit);
+    vms.prepare(limit, &|| false);
     assert!(start.elapsed() >= limit, "the silent one may be ready yet");
     for vm in [&first, &second] {
         assert_eq!(vm.hears(), PREPARE);
@@ -84,8 +85,30 @@ fn s18_every_vm_is_told_and_a_slow_one_keeps_no_other_from_it() {
 #[test]
 fn s18_no_vm_keeps_nobody_waiting() {
     let start = Instant::now();
-    Vms::new(Path::new("/absent")).prepare(LONG);
+    Vms::new(Path::new("/absent")).prepare(LONG, &|| false);
     assert!(start.elapsed() < LONG);
+}
+
+/// Whoever asks next.
+fn next(listener: &UnixListener) -> UnixStream {
+    let start = Instant::now();
+    listener.set_nonblocking(true).unwrap();
+    loop {
+        if let Ok((stream, _)) = listener.accept() {
+            stream.set_nonblocking(false).unwrap();
+            return stream;
+        }
+        assert!(start.elapsed() < LONG, "nobody asks");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Answers the next request, which is this one, after doing something.
+fn answer(listener: &UnixListener, request: &str, answer: &str, first: impl FnOnce()) {
+    let mut stream = next(listener);
+    assert_eq!(read_request(&mut stream), request);
+    first();
+    stream.write_all(answer.as_bytes()).unwrap();
 }
 
 #[test]
@@ -94,19 +117,40 @@ fn s18_the_end_is_told_after_a_beginning_that_is_late() {
     let socket = folder.path().join("a.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let vm = thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
+        let mut stream = next(&listener);
         assert_eq!(read_request(&mut stream), PREPARE);
-        // The sleep's end is announced before this is answered.
-        listener.set_nonblocking(true).unwrap();
-        sleep(8 * ASK_AGAIN);
-        assert!(listener.accept().is_err(), "the end overtook the beginning");
-        listener.set_nonblocking(false).unwrap();
-        drop(stream);
-        assert_eq!(read_request(&mut listener.accept().unwrap().0), FINISH);
+        // It has not taken that up when it is called off, and does so afterwards.
+        answer(&listener, FINISH, DONE, || ());
+        answer(&listener, FINISH, DONE, || drop(stream));
+        answer(&listener, FINISH, DONE, || ());
     });
     let vms = Vms::new(folder.path());
-    vms.prepare(ASK_AGAIN);
+    vms.prepare(ASK_AGAIN, &|| false);
     vms.finish();
+    vm.join().unwrap();
+}
+
+#[test]
+fn s18_the_end_calls_off_a_beginning_that_waits_for_the_guest() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("a.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let (tell, told) = channel();
+    let vm = thread::spawn(move || {
+        let mut asking = next(&listener);
+        assert_eq!(read_request(&mut asking), PREPARE);
+        tell.send(()).unwrap();
+        answer(&listener, FINISH, DONE, || {
+            asking.write_all(GONE.as_bytes()).unwrap();
+        });
+        // The preparation has failed by then, or is about to.
+        answer(&listener, FINISH, DONE, || ());
+    });
+    let vms = Vms::new(folder.path());
+    let start = Instant::now();
+    vms.prepare(LONG, &|| told.try_recv().is_ok());
+    vms.finish();
+    assert!(start.elapsed() < FINISH_LIMIT, "nobody waits for the guest");
     vm.join().unwrap();
 }
 

@@ -16,6 +16,7 @@ use pvtime_kvm::{Error, RunningVcpu, clock};
 use super::{Machine, PC, X0, x};
 use crate::button::{Keys, SLEEP_LINE, WAKE_UP_LINE};
 use crate::cli::SwitchArg;
+use crate::failure::LastSaid;
 use crate::suspension::{Answer, Prepared, SuspendCall, Suspension};
 
 /// How often it is looked whether the host has slept.
@@ -126,20 +127,21 @@ impl Machine {
         if !waits || self.ownership.ours().is_err() {
             return Ok(());
         }
+        self.go_on(|| self.time.resume_unfinished(awake))?;
         eprintln!(
             "pvtime: the VM goes on by itself: it was prepared for a sleep of its host, and nobody said \
              within {} ms that it is over (`pvtime ctl SOCKET finish-sleep`)",
             awake.as_millis()
         );
-        self.go_on(|| self.time.resume_unfinished(awake))
+        Ok(())
     }
 
     fn go_on(&self, resume: impl FnOnce() -> Result<(), Error>) -> Result<()> {
         let turn = self.suspension.turn();
         self.wake(resume)?;
         drop(turn);
-        if let Some(keys) = &self.keys
-            && self.suspension.goes_on(Instant::now())
+        if self.suspension.goes_on(Instant::now())
+            && let Some(keys) = &self.keys
         {
             // It may be about to suspend itself, or sleep in a way that no firmware hears of.
             keys.press(WAKE_UP_LINE);
@@ -189,6 +191,7 @@ impl Machine {
     fn carry_out_suspends(&self) {
         let watches = self.time_args.watch_host == SwitchArg::On;
         let limit = Duration::from_millis(self.time_args.sleep_limit);
+        let (mut said, mut has_slept) = (LastSaid::default(), false);
         loop {
             let mut waits = false;
             let patience = |is_awaited| {
@@ -204,18 +207,19 @@ impl Machine {
             };
             let passed = Duration::from_nanos(clock::boottime_ns() - before_ns);
             let slept = passed >= SLEPT;
+            has_slept = is_suspended && (has_slept || slept);
             // What passed before it began to wait does not count.
             let passed = if waits { passed } else { Duration::ZERO };
             let in_vain = self.suspension.passed(passed, slept, limit);
-            let done = if has_asked {
-                self.suspend()
-            } else if is_suspended && slept {
-                self.finish_sleep()
+            let tried = if has_asked {
+                Some(self.suspend().inspect_err(|_| sleep(LOOK_EVERY)))
+            } else if has_slept {
+                Some(self.finish_sleep().inspect(|()| has_slept = false))
             } else {
-                in_vain.map_or(Ok(()), |awake| self.go_on_by_itself(awake))
+                in_vain.map(|awake| self.go_on_by_itself(awake))
             };
-            if let Err(error) = done {
-                eprintln!("pvtime: {}", crate::failure::in_one_line(&error));
+            if let Some(line) = said.after(tried, self.suspension.is_idle()) {
+                eprintln!("pvtime: {line}");
             }
         }
     }
@@ -239,7 +243,6 @@ impl Machine {
             Ok(_) | Err(Error::VcpuOn { .. }) => Ok(()),
             Err(error) => {
                 self.suspension.put_back();
-                sleep(LOOK_EVERY);
                 Err(anyhow!(error).context("cannot suspend the guest yet"))
             }
         }

@@ -1,6 +1,10 @@
 //! Timers: armed on request, on the counter or on live physical time, once or again and again, and what
 //! became of each.
 
+mod put_off;
+
+pub use self::put_off::put_off;
+
 use guest_protocol::report::{Firing, MAX_BARE_CPUS, Periods, Timer, TimerState};
 use guest_protocol::request::ArmTimer;
 use pvtime::guest::arm64::{PhysicalCounter, VirtualCounter};
@@ -50,6 +54,9 @@ const LEAST_PERIOD_US: u64 = 1000;
 /// Why a timer was not armed.
 #[derive(Debug, thiserror::Error)]
 pub enum ArmError {
+    /// It was to be put off, and nobody does that.
+    #[error("only a timer on live physical time with a period can be put off")]
+    PutOff,
     /// Live physical time is not there.
     #[error("there is no live physical time; arm the timer on the counter")]
     NoLiveTime,
@@ -176,6 +183,9 @@ fn start(order: &ArmTimer, cpu: usize) -> Result<Armed, ArmError> {
     {
         return Err(ArmError::Period);
     }
+    if order.put_off && !(order.live && order.period_us.is_some()) {
+        return Err(ArmError::PutOff);
+    }
     let since = Moment::now(order.live, order.timer)?;
     let stolen_ns = interfaces::stolen_ns(cpu);
     let deadline = order.delay_us.map(|us| {
@@ -211,16 +221,18 @@ fn start(order: &ArmTimer, cpu: usize) -> Result<Armed, ArmError> {
 
 /// The interrupt of a timer of this CPU.
 pub fn fired(cpu: usize, timer: Timer) {
-    // Before anything takes time. What is stolen between the two looks counts for neither period.
-    let stolen_before_ns = interfaces::stolen_ns(cpu);
-    let live = Moment::now(true, timer);
-    let native = Moment::now(false, timer);
-    let stolen_ns = [stolen_before_ns, interfaces::stolen_ns(cpu)];
+    // In this order, as in `look`: one that was put off while its interrupt was on its way may become due
+    // in here, and the clock from before that would have it early.
     let control_now = control(timer);
     if control_now & DUE == 0 {
         // It was armed anew, or its line fell, while the interrupt was on its way.
         return;
     }
+    // Before anything else takes time. What is stolen between the two looks counts for neither period.
+    let stolen_before_ns = interfaces::stolen_ns(cpu);
+    let live = Moment::now(true, timer);
+    let native = Moment::now(false, timer);
+    let stolen_ns = [stolen_before_ns, interfaces::stolen_ns(cpu)];
     set_control(timer, control_now & ENABLED | MASKED);
     let mut place = TIMERS[cpu][index(timer)].lock();
     let Some(armed) = place.as_mut() else { return };

@@ -5,7 +5,9 @@ use core::hint::black_box;
 use guest_protocol::Workload;
 use guest_protocol::report::SpinClock;
 
-use super::{cpus, events, interfaces, memory, port, registers, service, spinning, suspend};
+use super::{
+    cpus, events, interfaces, memory, port, registers, service, spinning, suspend, timers,
+};
 
 /// Works until the machine stops.
 pub fn run(cpu: usize) -> ! {
@@ -33,7 +35,10 @@ pub fn run(cpu: usize) -> ! {
             Workload::Busy => compute(),
             Workload::Spin => spinning::round(cpu, SpinClock::Virtual),
             Workload::SpinPhysical => spinning::round(cpu, SpinClock::Physical),
-            Workload::SpinLive => spinning::round(cpu, SpinClock::Live),
+            Workload::SpinLive => {
+                spinning::round(cpu, SpinClock::Live);
+                timers::put_off(cpu);
+            }
             Workload::Events => events::wait(),
             Workload::Change => memory::change(),
         }

@@ -1,5 +1,6 @@
 //! A guest beside one that does what it should not.
 
+use super::Case;
 use crate::bare::{Bare, OnHost};
 use crate::guest::{Guest, GuestImage, GuestSpec};
 use crate::host::Host;
@@ -22,21 +23,23 @@ struct Seen {
 
 impl Neighbour {
     /// Starts it and looks at it.
-    pub fn start(
-        name: &'static str,
-        vmm_options: &'static [&'static str],
-        host: &mut Host,
-    ) -> Result<Self> {
+    pub fn start(case: &Case, host: &mut Host) -> Result<Self> {
         let spec = GuestSpec {
             image: GuestImage::El1,
             memory_mib: 64,
-            vmm_options,
-            ..GuestSpec::new(name)
+            stolen_time: case.neighbour_stolen_time,
+            vmm_options: case.vmm_options,
+            ..GuestSpec::new(case.neighbour)
         };
         let mut guest = Guest::start(&spec, host)?;
         guest.await_hello(host)?;
         let before = Seen::look(&mut guest, host)?;
         Ok(Self { guest, before })
+    }
+
+    /// How many of its vCPUs have stolen time.
+    pub fn stolen_times(&self) -> usize {
+        self.before.interfaces.stolen_time.iter().flatten().count()
     }
 
     /// Looks again, ends it, and says what of it is not as it was.

@@ -61,8 +61,11 @@ pub const SHORT: Scenario = Scenario {
 /// Why this machine cannot be both hosts.
 pub const ONE_FREQUENCY: &str = "this machine has one counter frequency; use --host qemu";
 
-/// Both timers of each have one of the five kinds that there are.
-const VCPUS: u32 = 5;
+/// Both timers of each have one of the six kinds that there are.
+const VCPUS: u32 = 6;
+
+/// Two that spin, and put off their timers of 5 ms.
+const SPINNERS: [u32; 2] = [2, 3];
 
 /// The hosts in their order.
 const HOSTS: [(&str, u64); 5] = [
@@ -204,8 +207,9 @@ fn start(name: &'static str, case: &Case, host: &mut Host) -> Result<Guest> {
     asked.ask_all(Action::SetEventStream { rate_hz: EVENTS_HZ })?;
     asked.fill(FILL)?;
     asked.give_work(1, Workload::Change)?;
-    asked.give_work(2, Workload::SpinLive)?;
-    asked.give_work(3, Workload::SpinLive)?;
+    for cpu in SPINNERS {
+        asked.give_work(cpu, Workload::SpinLive)?;
+    }
     timers::arm(&mut asked)?;
     Ok(guest)
 }

@@ -9,6 +9,10 @@ use std::fmt;
 /// Longest time from a point to its fault, in us.
 const LONGEST_DELAY_US: u64 = 30_000;
 
+/// How far before the end of the destination's word its fault is armed, in bytes: what certificates
+/// sign is some bytes longer or shorter each time, and that word is longer than this.
+const SPREAD: u64 = 12;
+
 /// What passes in a migration that is not disturbed, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lengths {
@@ -16,7 +20,7 @@ pub struct Lengths {
     forward: u64,
     /// From the destination, in all.
     backward: u64,
-    /// From the destination until it has said that it is ready.
+    /// From the destination until it says that it is ready.
     ready: u64,
     /// From the source since then.
     commit: u64,
@@ -38,7 +42,7 @@ impl Lengths {
             Ok(Self {
                 forward: turns.iter().step_by(2).sum(),
                 backward,
-                ready: backward - started,
+                ready: (backward - started).saturating_sub(SPREAD),
                 commit,
             })
         };
@@ -53,6 +57,23 @@ impl Lengths {
             ready: least(|it| it.ready)?,
             commit: least(|it| it.commit)?,
         })
+    }
+}
+
+/// One of each for migrations in the clear and over TLS.
+#[derive(Debug, Clone, Copy)]
+pub struct Ways<T> {
+    pub clear: T,
+    pub secured: T,
+}
+
+impl<T> Ways<T> {
+    pub fn of(&self, is_secured: bool) -> &T {
+        if is_secured {
+            &self.secured
+        } else {
+            &self.clear
+        }
     }
 }
 
@@ -86,13 +107,18 @@ pub struct Planned {
     delay_us: u64,
     /// Whether the VM is paused meanwhile.
     pub is_paused: bool,
+    /// Whether it goes over TLS.
+    pub is_secured: bool,
 }
 
 impl Planned {
     /// The kinds take turns, and so do the parts of a migration: half of the points are anywhere on
     /// the way, a quarter in what the destination says, and a quarter where the VM is given away.
-    /// Half of each come later than their byte. Every fifth is of a VM that is paused.
-    pub fn choose(random: &mut Rng, lengths: &Lengths, number: usize) -> Self {
+    /// Half of each come later than their byte. Every fifth is of a VM that is paused, and every seventh
+    /// goes over TLS: a twelfth of these is of each kind in each part.
+    pub fn choose(random: &mut Rng, lengths: &Ways<Lengths>, number: usize) -> Self {
+        let is_secured = number.is_multiple_of(7);
+        let lengths = lengths.of(is_secured);
         let kind = [Kind::Cut, Kind::KillSource, Kind::KillDestination][number % 3];
         let (backward_bytes, forward_bytes) = match number / 3 % 4 {
             1 => (random.u64(1..=lengths.backward), 0),
@@ -106,6 +132,7 @@ impl Planned {
             forward_bytes,
             delay_us,
             is_paused: number.is_multiple_of(5),
+            is_secured,
         }
     }
 
@@ -136,7 +163,8 @@ impl fmt::Display for Planned {
         } else {
             ""
         };
-        write!(f, "{what}{whose} {} us after", self.delay_us)?;
+        let way = if self.is_secured { " over TLS" } else { "" };
+        write!(f, "{what}{whose}{way} {} us after", self.delay_us)?;
         match (self.backward_bytes, self.forward_bytes) {
             (0, forward) => write!(f, " {forward} bytes"),
             (backward, 0) => write!(f, " {backward} bytes of answers"),
@@ -162,26 +190,35 @@ mod tests {
         let short = passed(&[1010, 310, 1_900_000, 24, 24, 500]);
         let lengths = Lengths::of(&[long, short]).unwrap();
         assert_eq!(lengths.forward, 1_901_034);
-        assert_eq!((lengths.ready, lengths.commit), (332, 24));
+        assert_eq!((lengths.ready, lengths.commit), (320, 24));
         assert!(Lengths::of(&[passed(&[8, 8, 8])]).is_err());
         assert!(Lengths::of(&[]).is_err());
     }
 
     #[test]
     fn points_lie_within_the_migration_and_in_each_part() {
-        let lengths = Lengths {
+        let clear = Lengths {
             forward: 1000,
             backward: 100,
             ready: 60,
             commit: 24,
         };
+        let secured = Lengths {
+            forward: 3000,
+            backward: 900,
+            ready: 860,
+            commit: 46,
+        };
+        let lengths = Ways { clear, secured };
         let mut random = Rng::with_seed(1);
         let planned: Vec<_> = (0..300)
             .map(|number| Planned::choose(&mut random, &lengths, number))
             .collect();
         for it in &planned {
             assert!(it.backward_bytes + it.forward_bytes > 0, "{it}");
-            assert!(it.forward_bytes <= 1000 && it.backward_bytes <= 100, "{it}");
+            let of = lengths.of(it.is_secured);
+            assert!(it.forward_bytes <= of.forward, "{it}");
+            assert!(it.backward_bytes <= of.backward, "{it}");
         }
         let of = |kind| planned.iter().filter(move |it| it.kind == kind);
         for kind in [Kind::Cut, Kind::KillSource, Kind::KillDestination] {
@@ -189,6 +226,13 @@ mod tests {
             assert!(of(kind).any(|it| it.backward_bytes == 60 && it.forward_bytes > 0));
             assert!(of(kind).any(|it| it.forward_bytes == 0));
             assert!(of(kind).any(|it| it.delay_us > 0));
+            // Of the first hundred, which is what a run tries, over TLS in each part.
+            let mut secured = planned[..100]
+                .iter()
+                .filter(|it| it.kind == kind && it.is_secured);
+            assert!(secured.clone().any(|it| it.backward_bytes == 860));
+            assert!(secured.clone().any(|it| it.forward_bytes == 0));
+            assert!(secured.any(|it| it.backward_bytes == 0));
         }
     }
 }

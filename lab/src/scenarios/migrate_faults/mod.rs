@@ -4,10 +4,11 @@
 mod fault;
 mod sides;
 
-use self::fault::{Kind, Lengths, Planned};
+use self::fault::{Kind, Lengths, Planned, Ways};
 use self::sides::{Found, Side, decide};
 use super::bare_checks::{at_least, count};
 use super::saved_guest::{self, SAVED};
+use super::secured::Secured;
 use crate::bare::{Bare, OnHost};
 use crate::guest::{Guest, Receiver};
 use crate::host::Host;
@@ -49,6 +50,9 @@ const FILL: Fill = Fill {
 };
 const LIMIT: Duration = Duration::from_secs(45);
 
+/// By what name a destination proves who it is, whichever VMM it is.
+const DESTINATION: &str = "destination.example";
+
 /// Names of the VMMs, which take turns.
 const NAMES: [&str; 2] = ["here", "there"];
 
@@ -68,6 +72,8 @@ struct Tally {
     both_in_doubt: usize,
     /// It ended with the VMM that had it, which was killed.
     killed_with_vmm: usize,
+    /// It was to go over TLS.
+    over_tls: usize,
     /// It was paused when it was to move.
     paused: usize,
     /// It was, and then it ran without anybody's word.
@@ -83,6 +89,7 @@ struct Tally {
 struct Scene {
     host: Host,
     guest: Guest,
+    secured: Secured,
     /// Which of [`NAMES`] the guest's VMM has.
     at: usize,
     /// What the guest's memory had of changes when it was looked at last.
@@ -103,8 +110,11 @@ fn play(stage: &mut Stage, points: usize) -> Result<()> {
     stage.note(&format!("{SEED}={seed}"));
     stage.step("boot a host, and save a guest");
     let mut scene = Scene::begin(stage, Rng::with_seed(seed))?;
-    stage.step("migrate it undisturbed");
-    let lengths = scene.measure()?;
+    stage.step("migrate it undisturbed, in the clear and over TLS");
+    let lengths = Ways {
+        clear: scene.measure(false)?,
+        secured: scene.measure(true)?,
+    };
     for number in 1..=points {
         let planned = Planned::choose(&mut scene.random, &lengths, number);
         stage.step(&format!("{planned}, {number} of {points}"));
@@ -125,9 +135,11 @@ impl Scene {
     fn begin(stage: &mut Stage, random: Rng) -> Result<Self> {
         let mut host = saved_guest::prepare(stage, FILL)?;
         let guest = restore(0, &mut host)?;
+        let secured = Secured::on(&mut host, DESTINATION)?;
         Ok(Self {
             host,
             guest,
+            secured,
             at: 0,
             changes: 0,
             live: 0,
@@ -137,11 +149,11 @@ impl Scene {
     }
 
     /// What passes when nothing breaks.
-    fn measure(&mut self) -> Result<Lengths> {
+    fn measure(&mut self, is_secured: bool) -> Result<Lengths> {
         let mut passed = Vec::new();
         for _ in 0..MEASURED {
-            let receiver = self.receiver()?;
-            let one = self.migrate(&receiver, None)?;
+            let receiver = self.receiver(is_secured)?;
+            let one = self.migrate(&receiver, is_secured, None)?;
             let found = self.settle(&receiver)?;
             if found.sides != [Side::Ended, Side::Running] {
                 bail!("an undisturbed migration left {found}");
@@ -153,14 +165,25 @@ impl Scene {
         Lengths::of(&passed)
     }
 
-    fn receiver(&mut self) -> Result<Receiver> {
+    fn receiver(&mut self, is_secured: bool) -> Result<Receiver> {
         let name = NAMES[1 - self.at];
         clear(name, &mut self.host);
-        Receiver::start(name, &mut self.host)
+        if !is_secured {
+            return Receiver::start(name, &mut self.host);
+        }
+        let receiver = Receiver::start_with(name, &mut self.host, &self.secured.at_destination())?;
+        let said = receiver.said(&mut self.host)?;
+        ensure!(said.contains("over TLS"), "it waits for anybody: {said:?}");
+        Ok(receiver)
     }
 
     /// Migrates through a relay, to the command's end, however it ends.
-    fn migrate(&mut self, receiver: &Receiver, planned: Option<&Planned>) -> Result<Passed> {
+    fn migrate(
+        &mut self,
+        receiver: &Receiver,
+        is_secured: bool,
+        planned: Option<&Planned>,
+    ) -> Result<Passed> {
         let host = &mut self.host;
         let listen = host.file("relay.sock");
         let _was_not_there = host.remove_file(&listen);
@@ -172,7 +195,11 @@ impl Scene {
             keep: None,
         };
         let (said, relay) = start_relay(&order, host)?;
-        let migrated = self.guest.ask_to_move(host, &format!("unix:{listen}"), &[]);
+        let options = is_secured.then(|| self.secured.at_source());
+        let options = options.unwrap_or_default();
+        let migrated = self
+            .guest
+            .ask_to_move(host, &format!("unix:{listen}"), &options);
         let passed = end_relay(relay, &said, host);
         passed.with_context(|| match migrated {
             Ok(report) => format!("the guest was {}", report.outcome),
@@ -187,14 +214,15 @@ impl Scene {
 
     /// One migration with a fault, and what is made of what it leaves.
     fn try_fault(&mut self, planned: &Planned) -> Result<()> {
-        let receiver = self.receiver()?;
+        let receiver = self.receiver(planned.is_secured)?;
         if planned.is_paused {
             self.guest.pause(&mut self.host)?;
         }
-        let passed = self.migrate(&receiver, Some(planned))?;
+        let passed = self.migrate(&receiver, planned.is_secured, Some(planned))?;
         let found = self.settle(&receiver)?;
         self.tally.points += 1;
         self.tally.reached += usize::from(passed.acted);
+        self.tally.over_tls += usize::from(planned.is_secured);
         self.tally.paused += usize::from(planned.is_paused);
         let what = format!("{planned}: {found}");
         let stays = self.resolve(found, &receiver, planned.kind, what)?;
@@ -412,18 +440,20 @@ impl Tally {
             decided: [here, there],
             both_in_doubt,
             killed_with_vmm,
+            over_tls,
             paused,
             ..
         } = self;
         let detail = format!(
             "{told}: {stayed} stayed, {moved} moved, {here} taken over at the source and {there} at \
              the destination, {both_in_doubt} of these in doubt on both sides; {killed_with_vmm} \
-             ended with the VMM that was killed; {paused} were of a VM that was paused"
+             ended with the VMM that was killed; {paused} were of a VM that was paused, {over_tls} over TLS"
         );
         vec![
             at_least("points", self.points, points, "points").with_detail(detail),
             // What passes changes a little from one migration to the next.
             at_least("reached", self.reached, points * 4 / 5, "points"),
+            at_least("over_tls", self.over_tls, points / 7, "points"),
             none("lost_vms", &self.lost, "VMs"),
             none("two_owners", &self.two_owners, "VMs"),
             none("corrupt_guests", &self.corrupt, "looks"),

@@ -7,6 +7,7 @@ use self::stolen::{Look, Over};
 use self::unending::Unending;
 use super::bare_checks::{at_least, count};
 use super::pauses::backwards_steps;
+use super::secured::Secured;
 use crate::clocks::ClockSight;
 use crate::guest::{Guest, GuestSpec, INSECURE, MigrationReport, Receiver, host_spec};
 use crate::host::Host;
@@ -18,7 +19,6 @@ use anyhow::{Context, Result, bail};
 use guest_protocol::report::{Memory, Sample};
 use guest_protocol::request::Fill;
 use guest_protocol::{Action, Body, Workload};
-use lab_authority::{Authority, Request};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "migrate-same-frequency",
@@ -34,9 +34,6 @@ const MOVES: usize = NAMES.len() - 1;
 
 /// The move that goes over TLS; the others are in the clear.
 const OVER_TLS: &str = NAMES[1];
-
-/// By what name the source's certificate has it.
-const SOURCE: &str = "source.example";
 
 /// Memory that changes all the way: while all of the VM's is sent, most of it does, and then about half
 /// as much in each round.
@@ -56,54 +53,11 @@ struct Scene {
     guest: Option<Guest>,
     moves: Vec<Move>,
     over_tls: usize,
+    /// Questions that were answered with yes, and moved nothing.
+    accepted: usize,
     backwards_steps: u64,
     spinning: usize,
     unending: Option<Unending>,
-}
-
-/// How the two ends of a migration secure it.
-struct Options {
-    source: Vec<String>,
-    destination: Vec<String>,
-}
-
-impl Options {
-    fn in_the_clear() -> Self {
-        Self {
-            source: vec![INSECURE.into()],
-            destination: vec![INSECURE.into()],
-        }
-    }
-
-    /// Makes an authority, and gives both hosts what it signs.
-    fn with_tls(from: &mut Host, to: &mut Host, end: WireEnd) -> Result<Self> {
-        let authority = Authority::new("lab");
-        let name = to.address_at(end)?.to_string();
-        let source = give(from, &authority, SOURCE)?;
-        let mut destination = give(to, &authority, &name)?;
-        destination.extend(["--tls-name".into(), SOURCE.into()]);
-        Ok(Self {
-            source,
-            destination,
-        })
-    }
-}
-
-/// Puts what a side of this name needs onto its host. Returns the options that name it.
-fn give(host: &mut Host, authority: &Authority, name: &str) -> Result<Vec<String>> {
-    let signed = authority.sign(&Request::new(&[name]));
-    let files = [
-        ("ca", &authority.certificate),
-        ("cert", &signed.certificate),
-        ("key", &signed.key),
-    ];
-    let mut options = Vec::new();
-    for (what, text) in files {
-        let file = host.file(&format!("{name}-{what}.pem"));
-        host.put_file(&file, 0o600, text.as_bytes())?;
-        options.extend([format!("--tls-{what}"), file]);
-    }
-    Ok(options)
 }
 
 /// One migration, with what the guest saw around it.
@@ -204,15 +158,25 @@ fn one(scene: &mut Scene, stage: &mut Stage, name: &'static str) -> Result<Move>
             host.set_clock()?;
         }
     }
-    let options = if name == OVER_TLS {
-        Options::with_tls(from, to, *end)?
+    // By the address, as an operator does who names nothing.
+    let secured = if name == OVER_TLS {
+        let address = to.address_at(*end)?.to_string();
+        Some(Secured::new(&address, from, to)?)
     } else {
-        Options::in_the_clear()
+        None
     };
-    let receiver = Receiver::start_on(name, to, *end, &texts(&options.destination))?;
+    let clear = vec![INSECURE];
+    let [at_source, at_destination] = match &secured {
+        Some(secured) => [secured.at_source(), secured.at_destination()],
+        None => [clear.clone(), clear],
+    };
+    let receiver = Receiver::start_on(name, to, *end, &at_destination)?;
+    let question = [&at_source[..], &["--dry-run"]].concat();
+    let answer = guest.ask_to_move(from, &receiver.address, &question)?;
+    scene.accepted += usize::from(is_yes(&answer));
     let stolen_before = Look::before(guest, from)?;
     let before = guest.sample(from)?;
-    let report = guest.move_to(from, &receiver, &texts(&options.source))?;
+    let report = guest.move_to(from, &receiver, &at_source)?;
     scene.over_tls += usize::from(receiver.said(to)?.contains("over TLS"));
     let after = guest.sample(to)?;
     let stolen = [stolen_before, Look::after(guest, to)?];
@@ -235,8 +199,12 @@ fn one(scene: &mut Scene, stage: &mut Stage, name: &'static str) -> Result<Move>
     })
 }
 
-fn texts(options: &[String]) -> Vec<&str> {
-    options.iter().map(String::as_str).collect()
+/// The guest could go there, and nothing of it did.
+fn is_yes(answer: &MigrationReport) -> bool {
+    answer.outcome == "Accepted"
+        && answer.refusals.is_empty()
+        && answer.transfer.is_none()
+        && answer.record.is_none()
 }
 
 impl Move {
@@ -330,6 +298,12 @@ fn checks(scene: &Scene) -> Vec<Check> {
             number(scene.over_tls),
             Limit::Equals(1.0),
             "moves",
+        ),
+        Check::new(
+            "dry_runs_accepted",
+            number(scene.accepted),
+            Limit::Equals(number(MOVES)),
+            "answers",
         ),
         Check::new(
             "downtime_ms",

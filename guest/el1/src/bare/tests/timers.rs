@@ -19,6 +19,7 @@ fn order(timer: Timer, live: bool, delay_us: Option<i64>) -> ArmTimer {
         delay_us,
         masked: false,
         period_us: None,
+        put_off: false,
     }
 }
 
