@@ -4,6 +4,7 @@ use crate::guest::Guest;
 use crate::host::Host;
 use crate::scenario::Stage;
 use crate::sightings::Sighting;
+use crate::vmm::Vmm;
 use anyhow::{Context, Result};
 use std::fs;
 use std::time::Duration;
@@ -18,13 +19,18 @@ impl Stage<'_> {
         let vcpus = guest.status(host)?.vcpus.len();
         for vcpu in 0..vcpus {
             let drawn = guest.figure(host, vcpu)?;
-            let name = match vcpus {
-                1 => format!("figure-{}.svg", guest.name()),
-                _ => format!("figure-{}-vcpu{vcpu}.svg", guest.name()),
-            };
-            self.keep_figure(name, &drawn)?;
+            self.keep_figure(file_name(guest.name(), vcpu, vcpus), &drawn)?;
         }
         Ok(())
+    }
+
+    /// The same of a VMM whose guest is not of the lab and has one vCPU.
+    ///
+    /// # Errors
+    /// When the VMM does not, or the file cannot be written.
+    pub fn keep_figure_of(&mut self, vmm: &Vmm, host: &mut Host) -> Result<()> {
+        let drawn = vmm.figure(host)?;
+        self.keep_figure(file_name(vmm.name(), 0, 1), &drawn)
     }
 
     /// Writes a figure into the folder of the logs and names it in the report.
@@ -36,6 +42,13 @@ impl Stage<'_> {
         fs::write(&path, drawn).with_context(|| format!("cannot write {}", path.display()))?;
         self.report.figures.push(name);
         Ok(())
+    }
+}
+
+fn file_name(guest: &str, vcpu: usize, vcpus: usize) -> String {
+    match vcpus {
+        1 => format!("figure-{guest}.svg"),
+        _ => format!("figure-{guest}-vcpu{vcpu}.svg"),
     }
 }
 

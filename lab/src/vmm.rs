@@ -104,6 +104,24 @@ impl Vmm {
         serde_json::from_str(&said).with_context(|| format!("cannot understand {said:?}"))
     }
 
+    /// What it is called on its host.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Where the time of its first vCPU went up to now, as it draws it.
+    ///
+    /// # Errors
+    /// When `pvtime ctl` fails.
+    pub fn figure(&self, host: &mut Host) -> Result<Vec<u8>> {
+        let file = self.file(host, "svg");
+        self.ctl(host, &["figure", &file])?;
+        let drawn = host.read_from(&file, 0)?;
+        host.remove_file(&file)?;
+        Ok(drawn)
+    }
+
     /// Saves a paused VM, and takes the files along.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ mod leaving;
 mod parts;
 mod saved;
 pub mod suspending;
+mod trial;
 
 pub use parts::Port;
 

@@ -119,7 +119,7 @@ fn play(stage: &mut Stage) -> Result<()> {
     )
 }
 
-fn save(scene: &mut Scene, _: &mut Stage) -> Result<()> {
+fn save(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
     let (kernel, initramfs) = (host.path_of("Image")?, host.path_of("guest.cpio")?);
     let frequency = FREQUENCY_HZ.to_string();
@@ -154,6 +154,7 @@ fn save(scene: &mut Scene, _: &mut Stage) -> Result<()> {
         vmm.ctl(host, &[state])?;
     }
     let status: Status = vmm.status(host)?;
+    stage.keep_figure_of(&vmm, host)?;
     let snapshot = host.file("snapshot");
     vmm.ctl(host, &["snapshot", &snapshot])?;
     vmm.stop(host)?;
@@ -197,12 +198,13 @@ fn refuse(scene: &mut Scene, _: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn restore(scene: &mut Scene, _: &mut Stage) -> Result<()> {
+fn restore(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     let host = scene.host.as_mut().context("no host")?;
     let snapshot = host.file("snapshot");
     let vmm = Vmm::start(host, "second", &["restore", &snapshot])?;
     vmm.await_text(host, "serial", "\"type\":\"sample\"", LIMIT)?;
     let status: Status = vmm.status(host)?;
+    stage.keep_figure_of(&vmm, host)?;
     vmm.stop(host)?;
     scene.checks = vec![
         holds(

@@ -158,22 +158,22 @@ fn play(stage: &mut Stage) -> Result<()> {
             },
             Step {
                 name: "ask for a Linux guest that has no live physical time",
-                act: |scene, _| ask(scene, &CASES[0]),
+                act: |scene, stage| ask(scene, stage, &CASES[0]),
                 checks: last_checks,
             },
             Step {
                 name: "ask for a bare-metal guest that has none",
-                act: |scene, _| ask(scene, &CASES[1]),
+                act: |scene, stage| ask(scene, stage, &CASES[1]),
                 checks: last_checks,
             },
             Step {
                 name: "ask for a guest that has it, where no hypercall reaches a VMM",
-                act: |scene, _| ask(scene, &CASES[2]),
+                act: |scene, stage| ask(scene, stage, &CASES[2]),
                 checks: last_checks,
             },
             Step {
                 name: "ask for a guest with more memory than there is",
-                act: |scene, _| ask(scene, &CASES[3]),
+                act: |scene, stage| ask(scene, stage, &CASES[3]),
                 checks: last_checks,
             },
             Step {
@@ -204,7 +204,7 @@ fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn ask(scene: &mut Scene, case: &'static Case) -> Result<()> {
+fn ask(scene: &mut Scene, stage: &mut Stage, case: &'static Case) -> Result<()> {
     let [(host, _), (other, end)] = &mut scene.hosts[..] else {
         bail!("there are no two hosts");
     };
@@ -248,6 +248,7 @@ fn ask(scene: &mut Scene, case: &'static Case) -> Result<()> {
     seen.records = guest.adjustments(host)?.len();
     seen.still_waits = receiver.waiting(other)? == Waiting::ForTheNext;
     receiver.kill(other)?;
+    stage.keep_figures(&guest, host)?;
     guest.power_off(host)?;
     scene.seen.push(seen);
     Ok(())

@@ -197,6 +197,7 @@ fn leave(scene: &mut Scene, stage: &mut Stage, host: &mut Host, vmm: Vmm) -> Res
             });
         }
     }
+    stage.keep_figure_of(&vmm, host)?;
     let snapshot = vmm.snapshot(host)?;
     vmm.stop(host)?;
     Ok(snapshot)

@@ -257,8 +257,9 @@ fn start(case: Case, plan: &Plan, host: &mut Host) -> Result<(Guest, Dialogue)> 
     Ok((guest, dialogue))
 }
 
-/// Keeps a guest's records, and powers it off.
+/// Keeps a guest's records and figures, and powers it off.
 fn end(guest: Guest, host: &mut Host, stage: &mut Stage) -> Result<()> {
     stage.report.adjustments.extend(guest.adjustments(host)?);
+    stage.keep_figures(&guest, host)?;
     guest.power_off(host)
 }

@@ -115,9 +115,11 @@ fn play(stage: &mut Stage) -> Result<()> {
             },
             Step {
                 name: "power both off",
-                act: |scene, _| {
+                act: |scene, stage| {
                     let host = scene.host.as_mut().context("no host")?;
-                    scene.guest.take().context("no guest")?.power_off(host)?;
+                    let guest = scene.guest.take().context("no guest")?;
+                    stage.keep_figures(&guest, host)?;
+                    guest.power_off(host)?;
                     scene.host.take().context("no host")?.power_off()
                 },
                 checks: no_checks,

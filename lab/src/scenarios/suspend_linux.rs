@@ -143,6 +143,7 @@ fn suspend(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
         seen.complaints = COMPLAINTS.iter().map(of).sum();
         scene.seen.push(seen);
         stage.report.adjustments.extend(guest.adjustments(host)?);
+        stage.keep_figures(&guest, host)?;
         guest.power_off(host)?;
     }
     Ok(())

@@ -8,10 +8,10 @@ use pvtime_kvm::{StolenTimeChoice, VmTime, counter};
 
 use super::leaving::wall_error_ns;
 use super::suspending::take_suspends;
-use super::{Blank, Fresh, Host as Kvm, Machine, MachineConfig, guest_memory, vcpu_init};
+use super::{Blank, Fresh, Host as Kvm, Machine, MachineConfig, guest_memory, trial};
 use crate::layout::{MAX_VCPUS, RAM};
 use crate::migration::message::{Answer, Host, Offer};
-use crate::state::gic::{FreshGic, try_implementation};
+use crate::state::gic::FreshGic;
 use crate::state::vcpu::FreshRegisters;
 
 impl Blank {
@@ -34,8 +34,6 @@ impl Blank {
     ///
     /// What KVM does not have.
     pub fn try_out(&mut self, offer: &Offer) -> Result<()> {
-        try_implementation(&self.gic, offer.gic_implementation)
-            .context("the VM's interrupt controller is not one that this host's KVM has")?;
         if offer.system_suspend {
             take_suspends(&self.vm)?;
         }
@@ -80,18 +78,9 @@ fn refusals(offer: &Offer) -> Result<Vec<String>> {
     if let Err(error) = stolen_time.provider(&time) {
         refusals.push(error.to_string());
     }
-    refusals.extend(cpu_refusals(&kvm, offer)?);
+    let cpus = [offer.cpu.clone()];
+    refusals.extend(trial::refusals(&kvm, cpus, offer.gic_implementation)?);
     Ok(refusals)
-}
-
-/// Tries the VM's CPU on a vCPU that is thrown away.
-fn cpu_refusals(kvm: &kvm_ioctls::Kvm, offer: &Offer) -> Result<Vec<String>> {
-    let vm = kvm.create_vm().context("cannot create a virtual machine")?;
-    let init = vcpu_init(&vm)?;
-    let vcpu = vm.create_vcpu(0).context("cannot create a vCPU")?;
-    vcpu.vcpu_init(&init).context("cannot initialize a vCPU")?;
-    let refusals = offer.cpu.refusals(&vcpu, &init);
-    Ok(refusals.iter().map(ToString::to_string).collect())
 }
 
 /// What the kernel says that can be had without swapping.

@@ -9,7 +9,7 @@ use pvtime::host::timeline::TimelineError;
 use pvtime::scale::Frequency;
 use pvtime_kvm::{SavedTime, StolenTimeProvider, counter};
 
-use super::{Blank, Host, Machine, MachineConfig, Port, guest_memory, time_config};
+use super::{Blank, Host, Machine, MachineConfig, Port, guest_memory, time_config, trial};
 use crate::snapshot::{self, Contents, Loaded, Progress, Snapshot};
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
@@ -40,7 +40,8 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// What does not verify, before any vCPU is made; what this host cannot go on with.
+    /// What does not verify, and a CPU or an interrupt controller that this host's KVM does not have,
+    /// before any vCPU of the machine is made; what else this host cannot go on with.
     ///
     /// # Panics
     ///
@@ -53,6 +54,8 @@ impl Machine {
         snapshot.check_host(frequency()?)?;
         let host = Host::open(&config)?;
         host.check_saved(&config, &snapshot.time()?)?;
+        let refusals = trial::refusals(&host.kvm, snapshot.cpus(), snapshot.gic_implementation())?;
+        snapshot.check_refusals(refusals)?;
         let memory = guest_memory(config.memory_mib)?;
         let Loaded {
             machine: state,

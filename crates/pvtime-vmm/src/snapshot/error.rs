@@ -133,6 +133,19 @@ pub enum OpenError {
         /// With both frequencies.
         source: TimelineError,
     },
+    /// This host's KVM cannot have its vCPUs or its interrupt controller. On another CPU nearly
+    /// every register of identity differs: the first says enough.
+    #[error(
+        "{path} cannot go on here, for {} reason(s), first: {}",
+        reasons.len(),
+        reasons.first().map_or("", String::as_str)
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Sentences, each with what was saved, what is here, and the way out.
+        reasons: Vec<String>,
+    },
     /// Its checksums are right and it makes no sense.
     #[error("{path} makes no sense: {reason}; it was written so, take another")]
     Content {

@@ -14,7 +14,7 @@
 //!
 //! A snapshot is written beside its place, as `NAME.partial`, and takes its place once all of it is
 //! on the disk. Reading one is two steps, so that no machine is made of what did not verify: [`open`]
-//! reads and verifies everything but memory and says how large a machine it takes, and
+//! reads and verifies everything but memory and says how large a machine it takes and of which CPUs, and
 //! [`Snapshot::load`] hands out the state only after the memory has been verified and copied.
 //!
 //! The memory is copied and not mapped, although a private mapping would need no copy: every byte

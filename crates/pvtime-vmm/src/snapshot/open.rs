@@ -17,6 +17,8 @@ use super::{
     INDEX_FILE, MACHINE_FILE, MANIFEST_FILE, MEMORY_FILE, OpenError, Progress, TIME_FILE, parallel,
 };
 use crate::state::MachineState;
+use crate::state::profile::CpuProfile;
+use crate::state::vcpu::VcpuState;
 
 /// A snapshot whose small files have been verified. Its memory has not, which is why its state is
 /// not to be had yet.
@@ -110,6 +112,31 @@ impl Snapshot {
         admitted.map_err(|source| OpenError::Frequency {
             path: self.directory.clone(),
             source,
+        })
+    }
+
+    /// What its vCPUs are, in order, before a machine is made.
+    pub fn cpus(&self) -> impl Iterator<Item = CpuProfile> {
+        self.machine.vcpus.iter().map(VcpuState::profile)
+    }
+
+    /// Which interrupt controller it had: `GICD_IIDR`.
+    pub fn gic_implementation(&self) -> u32 {
+        self.machine.gic.implementation
+    }
+
+    /// Refuses a host whose KVM has reasons against its vCPUs or its interrupt controller.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Foreign`].
+    pub fn check_refusals(&self, reasons: Vec<String>) -> Result<(), OpenError> {
+        if reasons.is_empty() {
+            return Ok(());
+        }
+        Err(OpenError::Foreign {
+            path: self.directory.clone(),
+            reasons,
         })
     }
 

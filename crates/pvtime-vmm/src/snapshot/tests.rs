@@ -437,6 +437,51 @@ fn another_architecture_and_another_format_are_refused() {
     assert!(matches!(error, OpenError::Newer { .. }), "{error}");
 }
 
+#[test]
+fn what_its_vcpus_are_is_known_before_memory_is_read() {
+    const MIDR: u64 = 0x6030_0000_0013_c000;
+    const TIMER_CNT: u64 = 0x6030_0000_0013_df1a;
+    let register = |id, value: u64| Register {
+        id: RegisterId(id),
+        value: value.to_le_bytes().into(),
+    };
+    let mut machine = machine();
+    let core = machine.vcpus[0].registers.iter().map(|it| it.id.0);
+    let core: Vec<_> = core.collect();
+    let more = [register(MIDR, 0x410f_d0c1), register(TIMER_CNT, 1)];
+    machine.vcpus[0].registers.splice(0..0, more.clone());
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("snapshot");
+    let contents = Contents {
+        machine: &machine,
+        time: TIME,
+        memory: &memory(),
+        counter_frequency_hz: FREQUENCY_HZ,
+    };
+    save(&path, &contents, &mut |_| ()).unwrap();
+    let opened = open(&path).unwrap();
+    assert_eq!(opened.gic_implementation(), 0x4b00_243b);
+    let cpus: Vec<_> = opened.cpus().collect();
+    let [cpu] = &cpus[..] else {
+        panic!("{cpus:?}");
+    };
+    assert_eq!(cpu.features, machine.vcpus[0].features);
+    assert_eq!(cpu.identity, more[..1]);
+    assert_eq!(cpu.others, core);
+}
+
+#[test]
+fn a_host_with_reasons_against_it_is_refused_with_the_first_of_them() {
+    let saved = Saved::new();
+    let opened = open(&saved.path()).unwrap();
+    opened.check_refusals(Vec::new()).unwrap();
+    let reasons = ["MIDR_EL1 was 1", "and the next"].map(str::to_owned);
+    let error = opened.check_refusals(reasons.into()).unwrap_err();
+    let text = error.to_string();
+    let end = "snapshot cannot go on here, for 2 reason(s), first: MIDR_EL1 was 1";
+    assert!(text.ends_with(end), "{text}");
+}
+
 /// The time of a VM that stopped on a host of [`FREQUENCY_HZ`] after a second.
 fn saved_time(live_physical_time: Option<Frequency>, asked_for: bool) -> Vec<u8> {
     let at = |s: u64| HostSample {

@@ -1,8 +1,10 @@
 //! What a vCPU is, as far as another host has to be the same.
 
+use pvtime_kvm::registers::is_time_register;
 use serde::{Deserialize, Serialize};
 
-use super::register::Register;
+use super::register::{Register, Step};
+use super::vcpu::VcpuState;
 
 #[cfg(target_arch = "aarch64")]
 mod kvm;
@@ -18,4 +20,20 @@ pub struct CpuProfile {
     pub identity: Vec<Register>,
     /// The ids of all others that are saved.
     pub others: Vec<u64>,
+}
+
+impl VcpuState {
+    /// What the saved vCPU was. A VM's time has another owner, however it came in there.
+    #[must_use]
+    pub fn profile(&self) -> CpuProfile {
+        let registers = self.registers.iter();
+        let (others, identity): (Vec<_>, Vec<_>) = registers
+            .filter(|it| !is_time_register(it.id.0))
+            .partition(|it| it.id.step() == Step::Rest);
+        CpuProfile {
+            features: self.features,
+            identity: identity.into_iter().cloned().collect(),
+            others: others.into_iter().map(|it| it.id.0).collect(),
+        }
+    }
 }

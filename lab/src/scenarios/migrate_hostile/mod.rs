@@ -126,6 +126,8 @@ fn record(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
         "{} frames with {bytes} bytes",
         stream.frames.len()
     ));
+    guest.follow(&mut host, &there)?;
+    stage.keep_records(&guest, &mut host)?;
     there.kill(&mut host)?;
     scene.receiver = Some(Receiver::start("receiver", &mut host)?);
     (scene.host, scene.stream) = (Some(host), Some(stream));
