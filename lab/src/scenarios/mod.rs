@@ -82,7 +82,7 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     ),
     (
         "pause-freeze",
-        "forty pauses of three seconds, and gaps that only a quiet machine keeps",
+        "eighty pauses of three seconds, and gaps that only a quiet machine keeps",
     ),
     (
         "lpt-chain",
@@ -93,6 +93,10 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
         "lpt-chain-snapshots",
         "ten hosts, one after the other, timers of a minute, and delays that only a quiet machine \
          keeps",
+    ),
+    (
+        "restore-frequencies",
+        "half a minute of the twenty that the test command has; migrate-frequencies is one of its changes",
     ),
     (
         "snapshot-freeze",
@@ -130,7 +134,7 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
     ),
     (
         "watch-cost",
-        "figures that only a quiet machine has, for docs/benchmarks-vmms.md",
+        "figures that only a quiet machine has, for docs/benchmarks.md",
     ),
     (
         "suspend-and-save",
