@@ -3,7 +3,7 @@
 
 use super::pauses::median;
 use super::watch::ms;
-use crate::guest::{Guest, GuestImage, GuestSpec, host_spec};
+use crate::guest::{Guest, GuestImage, GuestSpec, boot_host};
 use crate::host::Host;
 use crate::interrupt::sleep;
 use crate::report::{Check, Limit};
@@ -56,8 +56,7 @@ fn play(stage: &mut Stage) -> Result<()> {
             Step {
                 name: "boot a host",
                 act: |scene, stage| {
-                    let spec = host_spec("host", stage.assets, &stage.logs)?;
-                    scene.host = Some(stage.boot(&spec)?);
+                    scene.host = Some(boot_host(stage)?);
                     Ok(())
                 },
                 checks: no_checks,
