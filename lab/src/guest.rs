@@ -18,7 +18,7 @@ mod spec;
 pub use moving::{INSECURE, MigrationReport, Receiver, Transfer, Waiting};
 use spec::command_line;
 pub use spec::{
-    GuestImage, GuestSpec, WARNINGS, boot_host, host_spec, host_spec_with_debian,
+    GuestImage, GuestSpec, WARNINGS, boot_host, boot_host_of, host_spec, host_spec_with_debian,
     host_spec_with_next,
 };
 

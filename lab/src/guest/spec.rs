@@ -77,7 +77,16 @@ pub fn host_spec_with_next(name: &'static str, assets: &Assets, logs: &Path) -> 
 /// # Errors
 /// As [`host_spec`], and when it does not come up.
 pub fn boot_host(stage: &mut Stage) -> Result<Host> {
-    let mut host = stage.boot(&host_spec("host", stage.assets, &stage.logs)?)?;
+    let spec = host_spec("host", stage.assets, &stage.logs)?;
+    boot_host_of(&spec, stage)
+}
+
+/// The same for a host that is not like the others.
+///
+/// # Errors
+/// When it does not come up.
+pub fn boot_host_of(spec: &HostSpec, stage: &mut Stage) -> Result<Host> {
+    let mut host = stage.boot(spec)?;
     host.pin_agent(&[1])?;
     Ok(host)
 }

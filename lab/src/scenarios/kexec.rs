@@ -3,7 +3,7 @@
 
 use super::three_guests::PROC_STAT_LIMIT_MS;
 use super::watch::{Figures, ms, structure};
-use crate::guest::{Guest, GuestImage, GuestSpec, host_spec_with_next};
+use crate::guest::{Guest, GuestImage, GuestSpec, boot_host_of, host_spec_with_next};
 use crate::host::Host;
 use crate::interrupt::sleep;
 use crate::machine::HostSpec;
@@ -98,13 +98,11 @@ fn play(stage: &mut Stage) -> Result<()> {
 }
 
 fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
-    let spec = host_spec_with_next("host", stage.assets, &stage.logs)?;
-    let mut host = stage.boot(&HostSpec {
+    let spec = HostSpec {
         memory_mib: 3072,
-        ..spec
-    })?;
-    host.pin_agent(&[1])?;
-    scene.host = Some(host);
+        ..host_spec_with_next("host", stage.assets, &stage.logs)?
+    };
+    scene.host = Some(boot_host_of(&spec, stage)?);
     Ok(())
 }
 

@@ -5,7 +5,8 @@ use super::lpt_chain::ONE_FREQUENCY;
 use super::watch::{ms, worst};
 use crate::bare::{Bare, OnHost};
 use crate::guest::{
-    Guest, GuestImage, GuestSpec, INSECURE, MigrationReport, Receiver, Waiting, host_spec,
+    Guest, GuestImage, GuestSpec, INSECURE, MigrationReport, Receiver, Waiting, boot_host_of,
+    host_spec,
 };
 use crate::host::Host;
 use crate::machine::{HostSpec, Place};
@@ -197,9 +198,7 @@ fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
             wires: vec![end],
             ..host_spec(name, stage.assets, &stage.logs)?
         };
-        let mut host = stage.boot(&spec)?;
-        host.pin_agent(&[1])?;
-        scene.hosts.push((host, end));
+        scene.hosts.push((boot_host_of(&spec, stage)?, end));
     }
     Ok(())
 }

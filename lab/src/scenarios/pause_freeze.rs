@@ -4,7 +4,7 @@ use super::pauses::{
     Pause, backwards_steps, check_agreement, check_gaps, check_lost, check_shared_stolen_growth,
     check_stolen_growth, median, sights,
 };
-use crate::guest::{Guest, GuestImage, GuestSpec, host_spec};
+use crate::guest::{Guest, GuestImage, GuestSpec, boot_host_of, host_spec};
 use crate::host::Host;
 use crate::interrupt::sleep;
 use crate::lost::Bounds;
@@ -126,9 +126,7 @@ fn boot(scene: &mut Scene, stage: &mut Stage) -> Result<()> {
         cpus: 2,
         ..host_spec("host", stage.assets, &stage.logs)?
     };
-    let mut host = stage.boot(&spec)?;
-    host.pin_agent(&[1])?;
-    scene.host = Some(host);
+    scene.host = Some(boot_host_of(&spec, stage)?);
     Ok(())
 }
 

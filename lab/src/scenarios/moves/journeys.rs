@@ -1,7 +1,7 @@
 //! Guests that are taken between two hosts, one after the other.
 
 use super::{Journey, Traveller};
-use crate::guest::host_spec;
+use crate::guest::{boot_host_of, host_spec};
 use crate::host::Host;
 use crate::interrupt::sleep;
 use crate::machine::HostSpec;
@@ -134,9 +134,7 @@ impl Hosts {
             memory_mib: 1536,
             ..host_spec(name, stage.assets, &stage.logs)?
         };
-        let mut host = stage.boot(&spec)?;
-        host.pin_agent(&[1])?;
-        self.0.push(host);
+        self.0.push(boot_host_of(&spec, stage)?);
         Ok(())
     }
 
