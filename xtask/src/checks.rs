@@ -11,18 +11,18 @@ use anyhow::{Context, Result};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// How many single checks a step made, and how many of them failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Count {
+/// How many single checks of a step passed, and what those say that did not.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tally {
     pub passed: usize,
-    pub failed: usize,
+    pub failures: Vec<String>,
 }
 
 /// One step of the list.
 struct Check {
     name: &'static str,
     about: &'static str,
-    run: fn(&Workspace) -> Result<Count>,
+    run: fn(&Workspace) -> Result<Tally>,
 }
 
 /// Bare-metal libraries: they build without the standard library.
@@ -117,7 +117,7 @@ const CHECKS: &[Check] = &[
 /// Runs the checks of these names, or all, and tells at the end how each went.
 pub fn run(workspace: &Workspace, names: &[String]) -> Result<ExitCode> {
     let chosen = choose(names)?;
-    let mut rows = Vec::new();
+    let (mut rows, mut failures) = (Vec::new(), Vec::new());
     for (index, check) in chosen.iter().enumerate() {
         println!(
             "==> {}/{} {}: {}",
@@ -127,27 +127,28 @@ pub fn run(workspace: &Workspace, names: &[String]) -> Result<ExitCode> {
             check.about
         );
         let start = Instant::now();
-        let count = (check.run)(workspace).unwrap_or_else(|error| {
-            println!("{} failed: {error:#}", check.name);
-            Count {
-                passed: 0,
-                failed: 1,
-            }
+        let tally = (check.run)(workspace).unwrap_or_else(|error| Tally {
+            passed: 0,
+            failures: vec![format!("{error:#}")],
         });
-        rows.push((check.name, count, start.elapsed()));
+        // Here, among what its program printed, and once more at the end.
+        for failure in &tally.failures {
+            let line = format!("{} failed: {failure}", check.name);
+            println!("{line}");
+            failures.push(line);
+        }
+        rows.push((check.name, tally, start.elapsed()));
     }
-    let total = rows
-        .iter()
-        .fold(Count::default(), |sum, (_, count, _)| Count {
-            passed: sum.passed + count.passed,
-            failed: sum.failed + count.failed,
-        });
     println!();
-    for (name, count, time) in &rows {
-        println!("{}", row(name, *count, *time));
+    for (name, tally, time) in &rows {
+        println!("{}", row(name, tally, *time));
     }
-    println!("\n{} passed, {} failed", total.passed, total.failed);
-    Ok(if total.failed == 0 {
+    if !failures.is_empty() {
+        println!("\n{}", failures.join("\n"));
+    }
+    let passed: usize = rows.iter().map(|(_, tally, _)| tally.passed).sum();
+    println!("\n{passed} passed, {} failed", failures.len());
+    Ok(if failures.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -171,9 +172,9 @@ fn choose(names: &[String]) -> Result<Vec<&'static Check>> {
     names.iter().map(find).collect()
 }
 
-fn row(name: &str, count: Count, time: Duration) -> String {
-    let verdict = if count.failed == 0 { "ok" } else { "FAILED" };
-    let Count { passed, failed } = count;
+fn row(name: &str, tally: &Tally, time: Duration) -> String {
+    let (passed, failed) = (tally.passed, tally.failures.len());
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
     let seconds = time.as_secs_f64();
     format!(
         "{verdict:7}{name:16}{seconds:7.1} s   {passed} of {} passed",
@@ -182,23 +183,23 @@ fn row(name: &str, count: Count, time: Duration) -> String {
 }
 
 /// A step that is one check.
-fn once(result: Result<()>) -> Result<Count> {
-    result.map(|()| Count {
+fn once(result: Result<()>) -> Result<Tally> {
+    result.map(|()| Tally {
         passed: 1,
-        failed: 0,
+        failures: Vec::new(),
     })
 }
 
-fn cargo(workspace: &Workspace, arguments: &[&str]) -> Result<Count> {
+fn cargo(workspace: &Workspace, arguments: &[&str]) -> Result<Tally> {
     once(process::run(&mut workspace.cargo(arguments)))
 }
 
-fn clippy(workspace: &Workspace, what: &[&str]) -> Result<Count> {
+fn clippy(workspace: &Workspace, what: &[&str]) -> Result<Tally> {
     let arguments = [&["clippy", "--quiet"], what, &["--", "-Dwarnings"]].concat();
     cargo(workspace, &arguments)
 }
 
-fn documentation(workspace: &Workspace) -> Result<Count> {
+fn documentation(workspace: &Workspace) -> Result<Tally> {
     // For the target that has everything: what issues ioctls is there for arm64 only.
     let mut command = workspace.cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
     command.args(["--target", TARGET]);
@@ -228,9 +229,9 @@ mod tests {
     fn a_row_shows_verdict_time_and_counts() {
         let row = row(
             "lab",
-            Count {
+            &Tally {
                 passed: 11,
-                failed: 1,
+                failures: vec!["gap_ms: 21".into()],
             },
             Duration::from_millis(93_400),
         );

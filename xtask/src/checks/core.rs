@@ -1,6 +1,6 @@
 //! What the core crate is checked with beside its tests.
 
-use super::{Count, once};
+use super::{Tally, once};
 use crate::process;
 use crate::programs::BARE_TARGET;
 use crate::setup;
@@ -11,14 +11,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// Compares structures and constants with the headers of a kernel.
-pub fn headers(workspace: &Workspace) -> Result<Count> {
+pub fn headers(workspace: &Workspace) -> Result<Tally> {
     let headers = setup::prepare_headers(workspace)?;
     let mut command = workspace.cargo(&["run", "--quiet", "--package=header-check", "--"]);
     once(process::run(command.arg("--headers").arg(headers)))
 }
 
 /// Runs the sequence protocol in every order of its accesses.
-pub fn loom(workspace: &Workspace) -> Result<Count> {
+pub fn loom(workspace: &Workspace) -> Result<Tally> {
     let mut command = workspace.cargo(&["test", "--quiet", "--package=pvtime", "--lib", "loom"]);
     command
         .args(["--release", "--target-dir"])
@@ -27,7 +27,7 @@ pub fn loom(workspace: &Workspace) -> Result<Count> {
 }
 
 /// Runs threads on the sequence protocol under Miri, with several schedules; more by hand.
-pub fn miri(workspace: &Workspace) -> Result<Count> {
+pub fn miri(workspace: &Workspace) -> Result<Tally> {
     let nightly = setup::prepare_nightly()?;
     let mut command = workspace.cargo_of(nightly, &["miri", "test", "--quiet", "--package=pvtime"]);
     command.args(["--lib", "--", "l12_threads", "seqlock::mapped"]);
@@ -42,7 +42,7 @@ const FUZZING: u32 = 5;
 const AT_ONCE: usize = 2;
 
 /// Runs each fuzz target for a moment, on the corpus that earlier runs of this machine left.
-pub fn fuzz(workspace: &Workspace) -> Result<Count> {
+pub fn fuzz(workspace: &Workspace) -> Result<Tally> {
     setup::prepare_fuzzing()?;
     let folder = workspace.root.join("fuzz");
     let target = workspace.target.join("fuzz");
@@ -51,7 +51,7 @@ pub fn fuzz(workspace: &Workspace) -> Result<Count> {
     // The folder has a configuration of its own, with the instrumentation.
     process::run(build.arg("--target-dir").arg(&target).current_dir(&folder))?;
     let names = targets(&folder.join("fuzz_targets"))?;
-    let mut count = Count::default();
+    let mut tally = Tally::default();
     // Each has one thread.
     for some in names.chunks(AT_ONCE) {
         let running = some.iter().map(|name| start(name, &target, &platform));
@@ -60,14 +60,14 @@ pub fn fuzz(workspace: &Workspace) -> Result<Count> {
             let said = String::from_utf8_lossy(&output.stderr);
             println!("{name}: {}", said.lines().last().unwrap_or_default());
             if output.status.success() {
-                count.passed += 1;
+                tally.passed += 1;
             } else {
                 println!("{said}");
-                count.failed += 1;
+                tally.failures.push(name.clone());
             }
         }
     }
-    Ok(count)
+    Ok(tally)
 }
 
 fn start(name: &str, target: &Path, platform: &str) -> Result<Child> {
@@ -107,7 +107,7 @@ fn platform() -> Result<String> {
 }
 
 /// Measures the guest half in a program without an operating system.
-pub fn size(workspace: &Workspace) -> Result<Count> {
+pub fn size(workspace: &Workspace) -> Result<Tally> {
     let bare = [
         "--package=guest-size",
         "--profile=lab",
