@@ -6,7 +6,8 @@ use lab_agent::message::{Clocks, Request};
 use lab_agent::system_call;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How often clocks are read: the more often, the better it is known when one of the readings was.
+/// How often clocks are read for one sight: the more often, the better it is known when one of the
+/// readings was.
 const TRIES: usize = 40;
 
 /// A host's clocks, and between which moments of this machine they were read.
@@ -28,7 +29,8 @@ impl Host {
         Ok((there_ns / system_call::duration_ns()).max(1.0))
     }
 
-    /// Reads its clocks, several times: each tells when the others were read, by the host's counter.
+    /// Reads its clocks, several times: each tells when the others were read, by the host's counter,
+    /// and so do all sights of an emulated host before.
     ///
     /// # Errors
     /// When the host does not answer, or has no counter, or one that does not keep this machine's
@@ -47,7 +49,12 @@ impl Host {
             })
         };
         let first = read()?;
-        (1..TRIES).try_fold(first, |known, _| known.narrowed_by(&read()?))
+        let sight = (1..TRIES).try_fold(first, |known, _| known.narrowed_by(&read()?))?;
+        // An emulator's counter is this machine's clock, which another machine's drifts from over minutes.
+        let before = self.seen.filter(|_| self.is_emulated());
+        let sight = before.map_or(Ok(sight), |before| sight.narrowed_by(&before))?;
+        self.seen = Some(sight);
+        Ok(sight)
     }
 
     /// Sets its wall clock by this machine's, and has it state how well.
@@ -78,13 +85,19 @@ impl ClockSight {
 
     /// The same reading, which was not when another of the same counter says it cannot have been.
     fn narrowed_by(self, other: &Self) -> Result<Self> {
-        let later_ns = u64::try_from(other.uptime_ns() - self.uptime_ns())?;
-        let later = Duration::from_nanos(later_ns);
-        let at = |moment: Instant| moment.checked_sub(later).unwrap_or(self.earliest);
-        let (earliest, latest) = (
-            self.earliest.max(at(other.earliest)),
-            self.latest.min(at(other.latest)),
-        );
+        let later_ns = other.uptime_ns() - self.uptime_ns();
+        let later = Duration::from_nanos(u64::try_from(later_ns.unsigned_abs())?);
+        // What no clock reaches tells nothing.
+        let at = |moment: Instant| {
+            if later_ns < 0 {
+                moment.checked_add(later)
+            } else {
+                moment.checked_sub(later)
+            }
+        };
+        let earliest = at(other.earliest).unwrap_or(self.earliest);
+        let latest = at(other.latest).unwrap_or(self.latest);
+        let (earliest, latest) = (self.earliest.max(earliest), self.latest.min(latest));
         if earliest > latest {
             let apart = earliest - latest;
             bail!("the host's counter does not keep this machine's rate, by {apart:?}");
@@ -175,6 +188,10 @@ mod tests {
         assert_eq!(known.error(), Duration::from_millis(1));
         let known = of(100, 1000).narrowed_by(&of(199, 1100)).unwrap();
         assert_eq!((known.latest - start).as_millis(), 100);
+        // One before tells as much as one after.
+        let known_by_one_before = of(199, 1100).narrowed_by(&of(100, 1000)).unwrap();
+        assert_eq!((known_by_one_before.earliest - start).as_millis(), 199);
+        assert_eq!((known_by_one_before.latest - start).as_millis(), 200);
         let known = known.narrowed_by(&of(300, 1200)).unwrap();
         assert_eq!((known.earliest - start).as_millis(), 99);
         assert_eq!(known.clocks().counter, Some(1000));

@@ -2,6 +2,7 @@
 
 use crate::assets::Assets;
 use crate::channel::Channel;
+use crate::clocks::ClockSight;
 use crate::machine::{FILES, HostSpec, Machine, Place, modules_of};
 use crate::wire::WireEnd;
 use anyhow::{Context, Result, bail};
@@ -36,6 +37,8 @@ pub struct Host {
     logs: PathBuf,
     /// Files of the run that become logs at its end.
     kept: Vec<String>,
+    /// Its clocks, as they were seen last.
+    pub(crate) seen: Option<ClockSight>,
 }
 
 impl Host {
@@ -115,6 +118,7 @@ impl Host {
             wires,
             logs,
             kept,
+            seen: None,
         };
         host.make_dirs(&host.work.clone())?;
         Ok(host)
