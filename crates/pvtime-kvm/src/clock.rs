@@ -21,22 +21,51 @@ const TRIES: usize = 5;
 /// of several that took the least time.
 #[must_use]
 pub fn sample(frequency: Frequency) -> HostSample {
-    let closest =
-        (1..TRIES)
-            .map(|_| read_once(frequency))
-            .fold(read_once(frequency), |best, next| {
-                if next.span_ns < best.span_ns {
-                    next
-                } else {
-                    best
-                }
-            });
-    // The clocks above need no call into the kernel; this does, and while a VM stops or goes on its
-    // guest misses what it takes.
+    // The clocks need no call into the kernel; the bound on the wall clock's error does, and while a VM
+    // stops its guest misses what it takes.
+    let closest = read_closely(frequency, 0);
     HostSample {
         wall_error_ns: wall_error_ns(),
         ..closest
     }
+}
+
+/// The same a moment after `before`, for a guest that goes on at once and misses what passes after the
+/// reading: the first that took no longer than that before, with its bound on the wall clock's error,
+/// and what that bound grows by meanwhile.
+#[must_use]
+pub fn sample_again(before: &HostSample) -> HostSample {
+    let again = read_closely(before.frequency, before.span_ns);
+    let passed_ns = again
+        .monotonic_raw_ns
+        .saturating_sub(before.monotonic_raw_ns);
+    HostSample {
+        wall_error_ns: before
+            .wall_error_ns
+            .saturating_add(error_growth_ns(passed_ns)),
+        ..again
+    }
+}
+
+/// The first of several readings that took no longer than `enough_ns`, or else the one that took the
+/// least time.
+fn read_closely(frequency: Frequency, enough_ns: u64) -> HostSample {
+    let mut closest = read_once(frequency);
+    for _ in 1..TRIES {
+        if closest.span_ns <= enough_ns {
+            break;
+        }
+        let next = read_once(frequency);
+        if next.span_ns < closest.span_ns {
+            closest = next;
+        }
+    }
+    closest
+}
+
+/// What the kernel adds to its bound on the wall clock's error as time passes: 500 ppm.
+fn error_growth_ns(passed_ns: u64) -> u64 {
+    passed_ns.div_ceil(2_000)
 }
 
 /// `CLOCK_BOOTTIME` in ns: the host's physical time.
@@ -118,6 +147,25 @@ mod tests {
             second.counter.since(first.counter) < u64::MAX / 2,
             "the counter went back"
         );
+    }
+
+    #[test]
+    fn a_second_sample_is_later_and_its_error_bound_no_smaller() {
+        let frequency = Frequency::from_hz(1_000_000_000).unwrap();
+        let first = HostSample {
+            wall_error_ns: 7,
+            ..sample(frequency)
+        };
+        let second = sample_again(&first);
+        assert!(second.monotonic_ns > first.monotonic_ns);
+        let passed_ns = second.monotonic_raw_ns - first.monotonic_raw_ns;
+        assert_eq!(second.wall_error_ns, 7 + passed_ns.div_ceil(2_000));
+        assert_eq!([0, 1, 2_000, 2_001].map(error_growth_ns), [0, 1, 1, 2]);
+        let unbounded = HostSample {
+            wall_error_ns: u64::MAX,
+            ..first
+        };
+        assert_eq!(sample_again(&unbounded).wall_error_ns, u64::MAX);
     }
 
     #[test]

@@ -231,17 +231,18 @@ impl Records {
     /// one that will not come.
     #[must_use]
     pub fn after(&self, sequence: u64, patience: Duration) -> Vec<Record> {
-        let (kept, _) = self
-            .added
-            .wait_timeout_while(self.lock(), patience, |kept| {
-                kept.last <= sequence && !kept.finished
-            })
-            .unwrap_or_else(PoisonError::into_inner);
-        kept.records
+        self.wait_after(sequence, patience)
+            .records
             .iter()
             .filter(|record| record.sequence > sequence)
             .cloned()
             .collect()
+    }
+
+    /// Number of the newest, waiting as [`after`](Self::after) does; 0 where there is none.
+    #[must_use]
+    pub fn last_after(&self, sequence: u64, patience: Duration) -> u64 {
+        self.wait_after(sequence, patience).last
     }
 
     /// Number of the newest; 0 where there is none.
@@ -260,6 +261,12 @@ impl Records {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.lock().finished
+    }
+
+    fn wait_after(&self, sequence: u64, patience: Duration) -> MutexGuard<'_, Kept> {
+        let waits = |kept: &mut Kept| kept.last <= sequence && !kept.finished;
+        let waited = self.added.wait_timeout_while(self.lock(), patience, waits);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {

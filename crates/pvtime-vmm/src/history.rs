@@ -101,8 +101,9 @@ fn sample_until(stop: &AtomicBool, vm: &impl Sampled, samples: &Mutex<Samples>) 
     let mut since_sample = Duration::ZERO;
     while !stop.load(Ordering::Acquire) && !records.is_finished() {
         // Looks at `stop` at least once in a young VM's period.
-        let added = !records.after(seen, PERIOD).is_empty();
-        seen = records.last();
+        let last = records.last_after(seen, PERIOD);
+        let added = last > seen;
+        seen = last;
         since_sample += PERIOD;
         let is_due = since_sample >= lock(samples).period();
         if seen == 0 || !(added || is_due) {

@@ -223,6 +223,8 @@ fn whoever_waits_gets_the_next_record_or_the_end() {
     let records = Arc::new(Records::default());
     records.push(any_record());
     assert_eq!(sequences(&records.after(0, PATIENCE)), [1], "no wait");
+    assert_eq!(records.last_after(0, PATIENCE), 1, "no wait");
+    assert_eq!(records.last_after(1, Duration::ZERO), 1, "no record");
 
     let waiting = Arc::clone(&records);
     let waiter = thread::spawn(move || sequences(&waiting.after(1, PATIENCE)));

@@ -27,8 +27,10 @@ impl VmTime {
         state: &mut State,
         event: Event<'_>,
     ) -> Result<Option<Record>, Error> {
-        self.prepare(state, event)?;
-        self.gate.open_after(|| self.step(state, self.now(), event))
+        let before = self.now();
+        self.prepare(state, before, event)?;
+        self.gate
+            .open_after(|| self.step(state, self.host.sample_again(&before), event))
     }
 
     /// Steps the timeline and carries out what that leads to. The record is to be kept when nothing
@@ -116,8 +118,7 @@ impl VmTime {
 
     /// Does of a step what takes long and is the same whenever the step is taken, so that it is not
     /// between the reading of the clock and the guest. A step that fails, fails when it is taken.
-    fn prepare(&self, state: &mut State, event: Event<'_>) -> Result<(), Error> {
-        let now = self.now();
+    fn prepare(&self, state: &mut State, now: HostSample, event: Event<'_>) -> Result<(), Error> {
         let Ok(step) = self.heard(state, now)?.step(now, event) else {
             return Ok(());
         };

@@ -18,6 +18,9 @@ pub trait Host: Debug + Send + Sync {
     /// The counter and the clocks. `CLOCK_BOOTTIME` is the kernel's: leases end by it.
     fn sample(&self) -> HostSample;
 
+    /// The same a moment after `before`, for a guest that goes on at once: in less time.
+    fn sample_again(&self, before: &HostSample) -> HostSample;
+
     /// Makes the counters of the VM the host's less this.
     ///
     /// # Errors
@@ -53,6 +56,10 @@ impl KvmHost {
 impl Host for KvmHost {
     fn sample(&self) -> HostSample {
         clock::sample(self.frequency)
+    }
+
+    fn sample_again(&self, before: &HostSample) -> HostSample {
+        clock::sample_again(before)
     }
 
     fn set_offset(&self, offset: CounterOffset) -> Result<(), SetOffsetError> {

@@ -122,6 +122,10 @@ impl Host for BentHost {
         }
     }
 
+    fn sample_again(&self, _before: &HostSample) -> HostSample {
+        self.sample()
+    }
+
     fn set_offset(&self, offset: CounterOffset) -> Result<(), SetOffsetError> {
         let left = &self.bend.failures;
         let fewer = |left: u32| left.checked_sub(1);
