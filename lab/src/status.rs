@@ -48,4 +48,6 @@ pub struct Structure {
     pub claimed: bool,
     /// What it says.
     pub stolen_ns: u64,
+    /// As much of it as nobody stole.
+    pub surplus_ns: u64,
 }

@@ -101,6 +101,10 @@ impl Source for Leaving<'_> {
         self.machine.leave()
     }
 
+    fn stolen_ns(&self) -> Vec<Option<u64>> {
+        self.machine.time.stolen_ns()
+    }
+
     fn resume(&self) -> Result<()> {
         self.machine.ownership.stay();
         self.machine.resume()

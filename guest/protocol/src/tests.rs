@@ -224,7 +224,7 @@ fn timer() -> impl Strategy<Value = Body> {
 }
 
 fn periods() -> impl Strategy<Value = Periods> {
-    any::<([u64; 3], Option<([u64; 4], Option<u64>)>)>().prop_map(|(n, moved)| Periods {
+    any::<([u64; 3], Option<([u64; 5], Option<u64>)>)>().prop_map(|(n, moved)| Periods {
         period_ticks: n[0],
         fired: n[1],
         early: n[2],
@@ -233,7 +233,8 @@ fn periods() -> impl Strategy<Value = Periods> {
             deadline: n[1],
             compare,
             fired_at: n[2],
-            stolen_ns: n[3],
+            stolen_before_ns: n[3],
+            stolen_ns: n[4],
         }),
     })
 }

@@ -30,6 +30,9 @@ pub struct MigrationReport {
     pub refusals: Vec<String>,
     /// What was sent; none where nothing was.
     pub transfer: Option<Transfer>,
+    /// What had been stolen from each vCPU when it stopped, in ns, by its structure; none of one whose
+    /// guest has not asked for it, and empty where it did not go.
+    pub stolen_at_stop_ns: Vec<Option<u64>>,
     /// What was done to its time; none where it stays paused or did not go.
     pub record: Option<Adjustment>,
 }

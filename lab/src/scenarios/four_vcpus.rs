@@ -165,6 +165,7 @@ mod tests {
                 address,
                 claimed: true,
                 stolen_ns: stolen * MS,
+                surplus_ns: 0,
             }),
         };
         Status {

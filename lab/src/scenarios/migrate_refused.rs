@@ -419,6 +419,7 @@ mod tests {
             outcome: "Refused".into(),
             refusals: refusals.iter().map(|&it| it.into()).collect(),
             transfer: None,
+            stolen_at_stop_ns: Vec::new(),
             record: None,
         };
         Seen {

@@ -375,6 +375,7 @@ mod tests {
                     address: 0,
                     claimed,
                     stolen_ns: 3,
+                    surplus_ns: 0,
                 }),
             }],
         };

@@ -63,6 +63,18 @@ impl VmTime {
         })
     }
 
+    /// What has been stolen from each vCPU of a VM that is stopped, in ns, by its structure: what is saved
+    /// of it, and goes on where it is restored. `None` where its guest has not asked for it.
+    ///
+    /// KVM adds a wait when the vCPU enters the guest after it: the last one before the stop may be
+    /// missing, and a vCPU that goes on in another process never gets it.
+    #[must_use]
+    pub fn stolen_ns(&self) -> Vec<Option<u64>> {
+        let vcpus = self.lock().vcpus.len();
+        let values = (0..vcpus).map(|index| self.stolen.value(index));
+        values.map(|value| Some(value?.stolen_ns)).collect()
+    }
+
     /// Why the thread that keeps stolen time could not bring it up to date when it tried last; `None`
     /// where it could, and where the kernel keeps it. [`sample`](Self::sample) has it too, unless it
     /// fails itself.

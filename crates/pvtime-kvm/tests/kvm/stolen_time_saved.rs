@@ -111,6 +111,8 @@ fn r1_m4_a_vm_that_did_not_run_since_it_was_restored_is_saved_as_it_was() {
     assert!(sample.run_delay_ns > 0, "its thread has not waited");
     let shown_ns = sample.stolen_time.unwrap().stolen_ns;
     assert_eq!(shown_ns, stolen_ns(&saved));
+    assert_eq!(second.time.stolen_ns(), [Some(shown_ns)]);
+    assert_eq!(Guest::blank().time.stolen_ns(), [None]);
     let again = second.time.save().unwrap();
     assert_eq!(stolen_ns(&again), stolen_ns(&saved));
 

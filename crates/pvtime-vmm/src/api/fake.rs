@@ -116,6 +116,11 @@ fn migration_report(request: &Migrate) -> MigrationReport {
             downtime_ms: 40,
             converged: true,
         }),
+        stolen_at_stop_ns: if is_moved {
+            vec![Some(87_639_000), None]
+        } else {
+            Vec::new()
+        },
         record: is_moved.then(|| Record {
             sequence: 2,
             cause: Some("migration".into()),

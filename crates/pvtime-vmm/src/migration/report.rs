@@ -20,6 +20,9 @@ pub struct Report {
     pub clocks: Clocks,
     /// What was sent, and how long it took; absent where nothing was.
     pub transfer: Option<Transfer>,
+    /// What had been stolen from each vCPU when it stopped, in ns, by its structure, which goes on from
+    /// there; absent for one whose guest has not asked for it. Empty where the VM did not go.
+    pub stolen_at_stop_ns: Vec<Option<u64>>,
     /// What the destination did to the VM's time; absent where it stays paused there or did not go.
     pub record: Option<Record>,
 }
@@ -88,6 +91,7 @@ impl Report {
                 destination_error_ns: answer.wall_error_ns,
             },
             transfer: None,
+            stolen_at_stop_ns: Vec::new(),
             record: None,
         }
     }

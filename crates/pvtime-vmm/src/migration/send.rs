@@ -56,6 +56,9 @@ pub trait Source: Sync {
     /// What KVM refuses.
     fn state(&self) -> anyhow::Result<(MachineState, Vec<u8>)>;
 
+    /// What has been stolen from each of its vCPUs, once it is stopped.
+    fn stolen_ns(&self) -> Vec<Option<u64>>;
+
     /// Lets it go on.
     ///
     /// # Errors
@@ -172,6 +175,8 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
         let started = self.commit(&sent)?;
         report.outcome = Outcome::Moved;
         report.record = started.record;
+        // It stays stopped here, whatever becomes of it there.
+        report.stolen_at_stop_ns = self.source.stolen_ns();
         report.transfer = Some(Transfer {
             rounds: sent.rounds,
             memory_bytes: offer.memory_bytes(),

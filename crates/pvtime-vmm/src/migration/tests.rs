@@ -43,6 +43,7 @@ fn a_vm_moves_with_all_that_it_is() {
         let report = report.unwrap();
         assert_eq!(report.outcome, report::Outcome::Moved);
         assert_eq!(report.record.is_some(), runs);
+        assert_eq!(report.stolen_at_stop_ns, sides::STOLEN_NS);
         let transfer = report.transfer.unwrap();
         assert!(transfer.rounds >= 2 && transfer.converged, "{transfer:?}");
         assert!(transfer.stopped_bytes < transfer.sent_bytes);
@@ -153,6 +154,7 @@ fn a_dry_run_and_a_refusal_move_nothing() {
         let report = report.unwrap();
         assert_eq!((report.outcome, report.refusals.len()), (expected, reasons));
         assert_eq!(report.transfer, None);
+        assert_eq!(report.stolen_at_stop_ns, []);
         assert_eq!(outcome.source, Side::Runs);
         assert_eq!(outcome.destination, Side::Nothing);
         assert!(!outcome.was_paused && !outcome.was_logged, "it noticed");

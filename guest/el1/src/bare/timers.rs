@@ -263,6 +263,7 @@ impl Armed {
                 deadline,
                 compare: compare_on(self.order.timer, self.order.live),
                 fired_at: now.count,
+                stolen_before_ns: self.stolen_ns,
                 stolen_ns: stolen_ns[0].saturating_sub(self.stolen_ns),
             });
         }

@@ -71,8 +71,10 @@ pub struct Firing {
     pub compare: Option<u64>,
     /// The clock at its interrupt.
     pub fired_at: u64,
-    /// Nanoseconds that were stolen from its CPU meanwhile, by that CPU's own structure; 0 where there
-    /// is none.
+    /// Nanoseconds that had been stolen from its CPU when it was armed, by that CPU's own structure; 0
+    /// where there is none.
+    pub stolen_before_ns: u64,
+    /// As many as were stolen from it until it fired.
     pub stolen_ns: u64,
 }
 

@@ -13,6 +13,7 @@ use crate::interrupt::sleep;
 use crate::machine::{HostSpec, Place};
 use crate::report::Skipped;
 use crate::scenario::{Scenario, Stage, Step};
+use crate::status::Structure;
 use crate::vmm::Snapshot;
 use crate::wire::wire;
 use anyhow::{Context, Result};
@@ -230,10 +231,12 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case, way: &W
         let end = Anchor::between(&since, &host.clocks()?);
         journey.enter_run([Anchor::of(&since), end], [&first, &latest], case.pv_hz);
         let hosts = [&mut host, &mut next];
+        let stolen_ns;
         if way.is_saved {
-            guest = save(&guest, hosts, name, stage)?;
+            (guest, stolen_ns) = save(&guest, hosts, name, stage)?;
         } else {
-            let error_us = migrate(&mut guest, hosts, (name, index), stage)?;
+            let error_us;
+            (error_us, stolen_ns) = migrate(&mut guest, hosts, (name, index), stage)?;
             journey.blackout_errors_us.push(error_us);
         }
         journey.held_up += host.held_up()?;
@@ -248,16 +251,19 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case, way: &W
         };
         let hop = Hop::between(arrived, &first, since.live.as_ref(), case.pv_hz);
         journey.hops.push(hop);
-        journey.timers.stopped(since.live.as_ref());
+        journey.timers.stopped(since.live.as_ref(), stolen_ns);
         ideal = arrived;
         let is_last = index + 1 == way.hosts;
         sleep(way.after_hop)?;
         let looked = bare(&mut guest, &mut host).timers()?;
         journey.timers.looked(looked);
         let before_ns = std::mem::replace(&mut paused_ns, paused(&guest, &mut host)?);
-        journey
-            .timers
-            .stopped_for(beyond_gap(&since, [&before_ns, &paused_ns]));
+        let structures = structures(&guest, &mut host)?.into_iter();
+        let surplus_ns = structures.map(|it| it.map_or(0, |it| it.surplus_ns));
+        journey.timers.stopped_for(
+            beyond_gap(&since, [&before_ns, &paused_ns]),
+            surplus_ns.collect(),
+        );
         let mut asked = bare(&mut guest, &mut host);
         if is_last {
             // The guest keeps the last firing that crossed a hop, and the one before was seen now.
@@ -277,42 +283,54 @@ fn travel(journey: &mut Journey, stage: &mut Stage, case: &'static Case, way: &W
     host.power_off()
 }
 
-/// Takes the guest to the next host as a snapshot, under another name.
+/// Takes the guest to the next host as a snapshot, under another name, and returns with it what had been
+/// stolen from each vCPU when it stopped, in ns.
 fn save(
     guest: &Guest,
     [host, next]: [&mut Host; 2],
     name: &'static str,
     stage: &mut Stage,
-) -> Result<Guest> {
+) -> Result<(Guest, Vec<Option<u64>>)> {
     guest.pause(host)?;
+    let structures = structures(guest, host)?.into_iter();
+    let stolen_ns = structures.map(|it| Some(it?.stolen_ns)).collect();
     stage.keep_records(guest, host)?;
     let folder = host.file(name);
     guest.ctl(host, &["snapshot", &folder])?;
     let folder = Snapshot::take(host, &folder)?.put(next, name)?;
-    Guest::restore(name, true, &folder, next)
+    Ok((Guest::restore(name, true, &folder, next)?, stolen_ns))
 }
 
 /// Has the guest move to the next host, under another name, and returns how far the gap that was
-/// recorded is from what passed, beyond all stated errors, in us.
+/// recorded is from what passed, beyond all stated errors, in us, and what had been stolen from each vCPU
+/// when it stopped, in ns.
 fn migrate(
     guest: &mut Guest,
     [host, next]: [&mut Host; 2],
     (name, index): (&'static str, usize),
     stage: &mut Stage,
-) -> Result<f64> {
+) -> Result<(f64, Vec<Option<u64>>)> {
     stage.keep_records(guest, host)?;
     let end = wire(u8::try_from(index - 1)?)[1];
     let receiver = Receiver::start_on(name, next, end, &[INSECURE])?;
     let report = guest.move_to(host, &receiver, &[INSECURE])?;
     let clocks = [host.clocks()?, next.clocks()?];
     let error_us = report.blackout_error_us(clocks.each_ref());
-    error_us.context("nothing was recorded of a gap")
+    let error_us = error_us.context("nothing was recorded of a gap")?;
+    Ok((error_us, report.stolen_at_stop_ns))
 }
 
 /// For how long each vCPU was stopped by moves so far, in ns, by its accounts.
 fn paused(guest: &Guest, host: &mut Host) -> Result<Vec<u64>> {
     let accounts = guest.ledger(host)?.into_iter();
     Ok(accounts.map(|it| it.paused_ns.migration_ns).collect())
+}
+
+/// Each vCPU's structure, if its guest has asked for it.
+fn structures(guest: &Guest, host: &mut Host) -> Result<Vec<Option<Structure>>> {
+    let vcpus = guest.status(host)?.vcpus.into_iter();
+    let structures = vcpus.map(|it| it.stolen_time.filter(|it| it.claimed));
+    Ok(structures.collect())
 }
 
 /// By how much these grew beyond the gap of a move; 0 where the way was no move.

@@ -6,6 +6,9 @@
 //! guest, and one that was out before was stopped for longer, by its own accounts. That is not lateness
 //! either, nor is what was stolen from the timer's vCPU meanwhile, by the structure that the guest reads.
 
+mod delay;
+
+use self::delay::{Delay, Stop};
 use super::super::bare_checks::{PATIENCE_S, at_least, count};
 use super::super::pauses::median;
 use super::{HOSTS, SPINNERS, VCPUS};
@@ -104,10 +107,8 @@ fn kind_of(cpu: u32, timer: Timer) -> usize {
 /// What was seen of the timers on one way.
 #[derive(Default)]
 pub struct Timers {
-    /// PV counts at the stop before each hop.
-    stops: Vec<u64>,
-    /// For how long each vCPU was stopped beyond the blackout of each hop, in ns.
-    stopped_ns: Vec<Vec<u64>>,
+    /// One before each hop.
+    stops: Vec<Stop>,
     /// Every look at every timer, with how many hops were behind it.
     looks: Vec<(usize, TimerState)>,
 }
@@ -125,20 +126,9 @@ struct Crossing {
     /// The clock when it fired, or when it was looked at.
     seen_at: u64,
     frequency_hz: u64,
-    /// What was stolen from its vCPU from when it was armed until it fired; 0 where it is not known.
-    stolen_ns: u64,
-}
-
-/// How late a timer was, in us.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Delay {
-    whole: f64,
-    /// Between its arming and its firing, its vCPU was stopped while others ran.
-    stopped: f64,
-    /// And as much was stolen from it.
-    stolen: f64,
-    /// As much of both lies within the delay for certain.
-    excused: f64,
+    /// What had been stolen from its vCPU when it was armed, and what was stolen from then until it
+    /// fired; 0 where it is not known.
+    stolen_ns: [u64; 2],
 }
 
 impl Crossing {
@@ -154,7 +144,7 @@ impl Crossing {
             fired_at: state.fired_at,
             seen_at: state.now,
             frequency_hz: state.frequency_hz,
-            stolen_ns: 0,
+            stolen_ns: [0, 0],
         }
     }
 
@@ -166,7 +156,7 @@ impl Crossing {
             compare: firing.compare,
             fired_at: Some(firing.fired_at),
             seen_at: firing.fired_at,
-            stolen_ns: firing.stolen_ns,
+            stolen_ns: [firing.stolen_before_ns, firing.stolen_ns],
             ..Self::pending(state)
         }
     }
@@ -199,36 +189,25 @@ impl Crossing {
             .saturating_sub(compare)
             .max(compare.saturating_sub(most))
     }
-
-    /// With `stopped_ns` for which its vCPU was stopped beyond the blackout. What of that, and of what
-    /// was stolen, came before the deadline is no more than what passed before it: the rest came after.
-    #[expect(clippy::cast_precision_loss, reason = "for people")]
-    fn delay(&self, stopped_ns: u64) -> Option<Delay> {
-        let deadline = self.deadline?;
-        let in_us = |ticks: u64| ticks as f64 / self.frequency_hz as f64 * 1e6;
-        let whole = in_us(self.fired_at?.checked_sub(deadline)?);
-        let before = in_us(deadline.saturating_sub(self.armed_at));
-        let [stopped, stolen] = [stopped_ns, self.stolen_ns].map(|ns| ns as f64 / 1e3);
-        Some(Delay {
-            whole,
-            stopped,
-            stolen,
-            excused: (stopped + stolen - before).clamp(0.0, whole),
-        })
-    }
 }
 
 impl Timers {
-    /// Notes where the VM stopped for a hop.
-    pub fn stopped(&mut self, live: Option<&Live>) {
-        // A record without it lets nothing pass.
-        self.stops
-            .push(live.map_or(u64::MAX, |live| live.pv_before));
+    /// Notes where the VM stopped for a hop, and what had been stolen from each vCPU then, if it is known.
+    pub fn stopped(&mut self, live: Option<&Live>, stolen_ns: Vec<Option<u64>>) {
+        self.stops.push(Stop {
+            // A record without it lets nothing pass.
+            count: live.map_or(u64::MAX, |live| live.pv_before),
+            stolen_ns,
+            ..Stop::default()
+        });
     }
 
-    /// Notes for how long each vCPU was stopped for it beyond the gap in the record.
-    pub fn stopped_for(&mut self, beyond_ns: Vec<u64>) {
-        self.stopped_ns.push(beyond_ns);
+    /// Notes for how long each vCPU was stopped for it beyond the gap in the record, and by how much each
+    /// structure grew since that nobody stole, in ns.
+    pub fn stopped_for(&mut self, beyond_ns: Vec<u64>, surplus_ns: Vec<u64>) {
+        if let Some(stop) = self.stops.last_mut() {
+            (stop.beyond_ns, stop.surplus_ns) = (beyond_ns, surplus_ns);
+        }
     }
 
     /// Notes what the guest said of its timers after that hop.
@@ -255,19 +234,14 @@ impl Timers {
         all
     }
 
-    /// For how long its vCPU was stopped beyond the blackouts of the hops that it crossed, in ns.
-    fn stopped_of(&self, crossing: &Crossing) -> u64 {
-        let hops = self.stops.iter().zip(&self.stopped_ns);
-        let crossed = hops.filter(|(stop, _)| crossing.spans(**stop));
-        let of_cpu = crossed.filter_map(|(_, by_cpu)| by_cpu.get(crossing.cpu));
-        of_cpu.sum()
+    /// The stops that it crossed.
+    fn stops_of(&self, crossing: &Crossing) -> Vec<&Stop> {
+        let stops = self.stops.iter();
+        stops.filter(|stop| crossing.spans(stop.count)).collect()
     }
 
     fn hops_of(&self, crossing: &Crossing) -> usize {
-        self.stops
-            .iter()
-            .filter(|stop| crossing.spans(**stop))
-            .count()
+        self.stops_of(crossing).len()
     }
 
     /// What holds on every way. `pending` is how many timers that crossed a hop may be still to come at
@@ -298,7 +272,7 @@ impl Timers {
     /// What holds where only the lab keeps the machine busy.
     pub fn timed_checks(&self, name: &str, waited: &str) -> Vec<Check> {
         let crossings = self.crossings();
-        let delay = |it: &Crossing| Some((it.kind, it.delay(self.stopped_of(it))?));
+        let delay = |it: &Crossing| Some((it.kind, it.delay(&self.stops_of(it))?));
         let delays: Vec<_> = crossings.iter().filter_map(delay).collect();
         let judged = |delays: &[&Delay]| median(delays.iter().map(|it| it.judged()).collect());
         let all: Vec<_> = delays.iter().map(|(_, delay)| delay).collect();
@@ -322,14 +296,15 @@ impl Timers {
             let list = |of: fn(&Delay) -> f64| delays.iter().map(|it| of(it)).collect::<Vec<_>>();
             let detail = format!(
                 "{name}, {}: of {} that crossed a hop; whole delays {:.0?} us, of which {:.0?} are not in it: \
-                 their vCPUs were stopped for {:.0?} beyond the blackout and had {:.0?} stolen, up to \
-                 the deadline or after it; {waited}",
+                 their vCPUs were stopped for {:.0?} beyond the blackout and had {:.0?} stolen, of which \
+                 {:.0?} after the stop; {waited}",
                 kind.name,
                 delays.len(),
                 list(|it| it.whole),
                 list(|it| it.excused),
                 list(|it| it.stopped),
                 list(|it| it.stolen),
+                list(|it| it.stolen_after),
             );
             let limit = Limit::AtMost(LATEST_US);
             Check::new("late_us_median_of_kind", judged(&delays), limit, "us").with_detail(detail)
@@ -371,8 +346,9 @@ impl Timers {
         for (hop, stop) in (1..).zip(&self.stops) {
             for (number, kind) in KINDS.iter().enumerate() {
                 for timer in TIMERS {
-                    let is_it =
-                        |it: &Crossing| it.kind == number && it.timer == timer && it.spans(*stop);
+                    let is_it = |it: &Crossing| {
+                        it.kind == number && it.timer == timer && it.spans(stop.count)
+                    };
                     if !crossings.iter().any(is_it) {
                         missing.push(format!("{} {timer:?} at hop {hop}", kind.name));
                     }
@@ -389,8 +365,8 @@ impl Timers {
     fn check_ahead(&self, crossings: &[Crossing], kind: &str, least: usize, name: &str) -> Check {
         let of_kind = crossings.iter().filter(|it| KINDS[it.kind].name == kind);
         let left_ms = of_kind.flat_map(|it| {
-            let stops = self.stops.iter().filter(|stop| it.spans(**stop));
-            stops.filter_map(|stop| it.left_ms(*stop))
+            let stops = self.stops_of(it).into_iter();
+            stops.filter_map(|stop| it.left_ms(stop.count))
         });
         let left_ms: Vec<_> = left_ms.collect();
         at_least("ahead_at_stop", left_ms.len(), least, "timers").with_detail(format!(
@@ -425,12 +401,6 @@ fn check_fired(crossings: &[Crossing], hops: usize, name: &str) -> Check {
 impl Kind {
     fn repeats(&self) -> bool {
         self.delay_us > Some(0)
-    }
-}
-
-impl Delay {
-    fn judged(&self) -> f64 {
-        self.whole - self.excused
     }
 }
 
@@ -476,6 +446,7 @@ mod tests {
                 deadline: due,
                 compare: Some(due + 1),
                 fired_at: due + 20,
+                stolen_before_ns: 0,
                 stolen_ns: 0,
             };
             let has_fired = due < now;
@@ -501,11 +472,12 @@ mod tests {
         let mut looks = looks();
         looks.iter_mut().for_each(change);
         let mut timers = Timers::default();
-        timers.stopped(Some(&Live {
+        let live = Live {
             pv_before: STOP,
             pv_after: STOP,
             distance: String::new(),
-        }));
+        };
+        timers.stopped(Some(&live), Vec::new());
         timers.looked(looks);
         let mut checks = timers.checks(1, pending, "");
         checks.extend(timers.timed_checks("", ""));
@@ -581,37 +553,31 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stolen_is_no_lateness_as_far_as_it_came_after_the_deadline() {
+    fn what_came_after_the_stop_that_a_timer_crossed_is_no_lateness() {
         let looks = looks();
         let is_it = |it: &&TimerState| is(it, "5 ms") && it.timer == Timer::Virtual;
         let state = looks.iter().find(is_it).unwrap();
-        let firing = state.periods.unwrap().moved.unwrap();
-        // Armed 5 ms before it is due, and late by 9.
-        let late = |stolen_ns, stopped_ns| {
-            let firing = Firing {
-                fired_at: firing.deadline + 9_000,
-                stolen_ns,
-                ..firing
-            };
-            let delay = Crossing::kept(state, &firing).delay(stopped_ns).unwrap();
-            (delay.whole, delay.excused)
+        let firing = Firing {
+            stolen_before_ns: 100,
+            stolen_ns: 7_000,
+            ..state.periods.unwrap().moved.unwrap()
         };
-        assert_eq!(late(0, 0), (9_000.0, 0.0));
-        assert_eq!(late(5_000_000, 0), (9_000.0, 0.0));
-        assert_eq!(late(4_000_000, 5_000_000), (9_000.0, 4_000.0));
-        assert_eq!(late(20_000_000, 0), (9_000.0, 9_000.0));
-
-        let mut timers = Timers::default();
         let crossing = Crossing::kept(state, &firing);
-        for stop in [STOP, firing.fired_at + 1] {
-            timers.stops.push(stop);
-            timers.stopped_for((0..6).map(|cpu| cpu * 1_000).collect());
+        let mut timers = Timers::default();
+        for pv_before in [STOP, firing.fired_at + 1] {
+            let live = Live {
+                pv_before,
+                pv_after: pv_before,
+                distance: String::new(),
+            };
+            timers.stopped(Some(&live), (100..106).map(Some).collect());
+            timers.stopped_for((0..6).map(|cpu| cpu * 1_000).collect(), vec![95; 6]);
         }
-        assert_eq!(
-            timers.stopped_of(&crossing),
-            5_000,
-            "one hop was crossed, on CPU 5"
-        );
+        let stops = timers.stops_of(&crossing);
+        assert_eq!(stops.len(), 1, "one hop was crossed, on CPU 5");
+        let delay = crossing.delay(&stops).unwrap();
+        let expected = (5.0, 6.905, 6.9);
+        assert_eq!((delay.stopped, delay.stolen, delay.stolen_after), expected);
     }
 
     #[test]

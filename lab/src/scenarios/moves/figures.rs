@@ -121,6 +121,7 @@ mod tests {
             address: 0,
             claimed: true,
             stolen_ns,
+            surplus_ns: 0,
         };
         Status {
             state: "Running".into(),

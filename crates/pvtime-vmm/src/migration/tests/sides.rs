@@ -38,6 +38,8 @@ pub const MEMORY_BYTES: u64 = 4 << 20;
 const PAGE: u64 = 4096;
 const PATIENCE: Duration = Duration::from_secs(1);
 const TIME: &[u8] = b"its time, as its owner writes it \0\xff";
+/// From one vCPU, and one that does not say.
+pub const STOLEN_NS: [Option<u64>; 2] = [Some(7), None];
 
 /// What the stream goes over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -368,6 +370,11 @@ impl Source for FakeSource<'_> {
             bail!("no such register");
         }
         Ok((machine(), TIME.to_vec()))
+    }
+
+    fn stolen_ns(&self) -> Vec<Option<u64>> {
+        assert!(!self.runs.load(Ordering::SeqCst), "it runs");
+        STOLEN_NS.to_vec()
     }
 
     fn resume(&self) -> Result<()> {
