@@ -19,8 +19,11 @@ static PLAN: Plan = Plan {
             cpus: 1,
             on_restore: "freeze",
             in_place: &[],
-            to_and_fro: &["one-1", "one-2", "one-3", "one-4", "one-5"],
-            at_once: &["one-6", "one-7", "one-8"],
+            to_and_fro: &[
+                "one-1", "one-2", "one-3", "one-4", "one-5", "one-6", "one-7", "one-8", "one-9",
+                "one-10",
+            ],
+            at_once: &["one-11", "one-12", "one-13"],
         },
         Traveller {
             name: "four",
@@ -28,8 +31,11 @@ static PLAN: Plan = Plan {
             cpus: 4,
             on_restore: "freeze",
             in_place: &[],
-            to_and_fro: &["four-1", "four-2", "four-3", "four-4", "four-5"],
-            at_once: &["four-6", "four-7", "four-8"],
+            to_and_fro: &[
+                "four-1", "four-2", "four-3", "four-4", "four-5", "four-6", "four-7", "four-8",
+                "four-9", "four-10",
+            ],
+            at_once: &["four-11", "four-12", "four-13"],
         },
         Traveller {
             name: "bare-one",
