@@ -87,6 +87,17 @@ impl VcpuAccount {
         waited_ns
     }
 
+    /// The gate, which was closed for this cause, was opened at `at_ns` on `CLOCK_BOOTTIME`: from when it
+    /// left until then the thread waited for others to be ready.
+    pub fn went_on(&self, cause: Cause, at_ns: u64) {
+        let mut entries = self.lock();
+        let Some(ledger) = &mut entries.ledger else {
+            return;
+        };
+        let entered = ledger.went_on(at_ns, cause);
+        entries.keep(entered.map_err(AccountError::from));
+    }
+
     /// Takes down what the thread did up to now, for the two below, if the lease has not ended by
     /// then: a stop that was not dealt with must not lie before the last look.
     pub fn look(&self, lease: &Lease) {

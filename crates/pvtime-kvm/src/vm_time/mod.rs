@@ -243,6 +243,7 @@ impl VmTime {
             return self.step(&mut state, self.now(), Event::Resume).map(drop);
         }
         let record = self.open_after(&mut state, Event::Resume)?;
+        state.went_on(self.closed_for.get());
         self.keep(record.map(|record| Record {
             unfinished_ms: unfinished.map(whole_ms),
             ..record

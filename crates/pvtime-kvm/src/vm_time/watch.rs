@@ -169,12 +169,18 @@ impl Watcher {
             let certain_ns = silence.certain_ns(now.boottime_ns);
             state.enter_sleep(silence.since_ns, now.boottime_ns - certain_ns);
         }
-        *lock(&time.watch.unsettled) = Some(silence);
+        *lock(&time.watch.unsettled) = Some(silence.clone());
         // Those who get ready look at what they did, and do so on a lease that has not ended.
         time.gate.renew_lease(now.boottime_ns);
-        let event = Event::Slept(evidence.unwrap_or(NO_STOP));
-        let stepped = || time.try_step(&mut state, now, event);
-        let record = time.gate.open_after(stepped)?;
+        let (record, now) = time.gate.open_after(|| {
+            // For which they waited on.
+            let now = time.host.sample_again(&now);
+            let evidence = silence.evidence(&state.timeline, &self.looked, &now);
+            let event = Event::Slept(evidence.unwrap_or(NO_STOP));
+            let record = time.try_step(&mut state, now, event)?;
+            Ok::<_, Error>((record, now))
+        })?;
+        state.went_on(Cause::HostSuspend);
         *lock(&time.watch.unsettled) = None;
         self.looked = now;
         time.keep_sleep(&mut state, record);
@@ -219,6 +225,14 @@ impl State {
     pub(super) fn enter_sleep(&self, since_ns: u64, certain_ns: u64) {
         for account in self.accounts_of_threads().flatten() {
             account.slept(Cause::HostSuspend, since_ns, certain_ns);
+        }
+    }
+
+    /// Enters in the accounts that the gate, which was closed for this cause, was opened with the last
+    /// step.
+    pub(super) fn went_on(&self, cause: Cause) {
+        for account in self.accounts_of_threads().flatten() {
+            account.went_on(cause, self.stops.entered_ns);
         }
     }
 

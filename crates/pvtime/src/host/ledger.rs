@@ -245,6 +245,27 @@ impl Ledger {
         Ok(())
     }
 
+    /// Enters what passed since [`resume`](Self::resume) as paused too: the VM went on at `at_ns` of
+    /// physical time only, for which the thread waited. Nothing where it did not, or the vCPU was stopped
+    /// again since. What the thread ran meanwhile is in its own statistics, and so in both accounts.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::TooLong`], and nothing was entered.
+    pub fn went_on(&mut self, at_ns: u64, cause: Cause) -> Result<(), LedgerError> {
+        let more_ns = at_ns.saturating_sub(self.last.physical_ns);
+        if self.stopped || more_ns == 0 {
+            return Ok(());
+        }
+        let mut accounts = self.accounts;
+        add(Account::Physical, &mut accounts.physical_ns, more_ns)?;
+        accounts.paused = pause(accounts.paused, cause, more_ns)?;
+        self.accounts = accounts;
+        self.last.physical_ns = at_ns;
+        self.resumed = accounts;
+        Ok(())
+    }
+
     /// Goes on with another thread, whose statistics so far are not the vCPU's. The physical time
     /// since the last sample is entered, and is in the residual.
     ///
@@ -397,6 +418,36 @@ mod tests {
         assert_eq!((accounts.physical_ns, accounts.stolen_ns), (1_060, 20));
         assert_eq!(accounts.paused.of(Cause::Migration), 1_010);
         assert_eq!(accounts.residual_ns(), 0);
+    }
+
+    #[test]
+    fn what_a_vcpu_waits_until_its_vm_goes_on_is_paused() {
+        let mut ledger = Ledger::start(sample(0, 0, 0, 0));
+        ledger.stop(sample(100, 100, 0, 0)).unwrap();
+        ledger
+            .resume(sample(500, 100, 0, 0), Cause::Operator)
+            .unwrap();
+        ledger.went_on(530, Cause::Operator).unwrap();
+        assert_eq!(ledger.accounts().paused.of(Cause::Operator), 430);
+        // It was ready later than that, and ran on.
+        ledger.went_on(520, Cause::Operator).unwrap();
+        ledger.enter(sample(600, 165, 5, 0)).unwrap();
+        let accounts = *ledger.accounts();
+        assert_eq!((accounts.physical_ns, accounts.run_ns), (600, 165));
+        assert_eq!(accounts.paused.of(Cause::Operator), 430);
+        assert_eq!(accounts.residual_ns(), 0);
+        // A sleep is of the time since, and of one that stopped again nothing is known any more.
+        ledger.stop(sample(700, 265, 5, 0)).unwrap();
+        ledger.slept(Cause::HostSuspend, 0, 700).unwrap();
+        ledger.went_on(900, Cause::Operator).unwrap();
+        assert_eq!(
+            *ledger.accounts(),
+            Accounts {
+                physical_ns: 700,
+                run_ns: 265,
+                ..accounts
+            }
+        );
     }
 
     #[test]

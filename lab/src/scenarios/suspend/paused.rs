@@ -13,7 +13,7 @@ use guest_protocol::Workload;
 use guest_protocol::report::PausedTime;
 
 /// Looks at its counter that bound how far that is from the lab's clock: the more, the narrower.
-const LOOKS: usize = 25;
+const LOOKS: usize = 75;
 
 /// What the guest reads in its structure.
 pub fn paused(guest: &mut Guest, host: &mut Host) -> Result<PausedTime> {
