@@ -164,8 +164,8 @@ impl Watcher {
         let is_new = found_before.is_none();
         let silence = found_before.unwrap_or_else(|| time.silence(&state));
         // Nobody came in since it was found, so that what is certain of it lasts up to now.
-        let evidence = silence.evidence(&state.timeline, &self.looked, &now);
-        if is_new && evidence.is_some() {
+        let found = silence.evidence(&state.timeline, &self.looked, &now);
+        if is_new && found.is_some() {
             let certain_ns = silence.certain_ns(now.boottime_ns);
             state.enter_sleep(silence.since_ns, now.boottime_ns - certain_ns);
         }
@@ -173,10 +173,10 @@ impl Watcher {
         // Those who get ready look at what they did, and do so on a lease that has not ended.
         time.gate.renew_lease(now.boottime_ns);
         let (record, now) = time.gate.open_after(|| {
-            // For which they waited on.
+            // What was found lasted while they got ready; where nothing was, that alone is no stop.
             let now = time.host.sample_again(&now);
-            let evidence = silence.evidence(&state.timeline, &self.looked, &now);
-            let event = Event::Slept(evidence.unwrap_or(NO_STOP));
+            let lasted = || silence.evidence(&state.timeline, &self.looked, &now);
+            let event = Event::Slept(found.and_then(|_| lasted()).unwrap_or(NO_STOP));
             let record = time.try_step(&mut state, now, event)?;
             Ok::<_, Error>((record, now))
         })?;
