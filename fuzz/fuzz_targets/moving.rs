@@ -187,6 +187,11 @@ impl Source for Vm<'_> {
         Ok((STATE.clone(), vec![1; 8]))
     }
 
+    fn stolen_ns(&self) -> Vec<Option<u64>> {
+        assert!(!self.runs.load(SeqCst), "it runs");
+        vec![Some(1), None]
+    }
+
     fn resume(&self) -> Result<()> {
         if self.input.resume_fails {
             bail!("its time cannot be set");
