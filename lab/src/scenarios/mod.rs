@@ -137,6 +137,14 @@ pub const BY_NAME_ONLY: &[(&str, &str)] = &[
         "figures that only a quiet machine has, for docs/benchmarks.md",
     ),
     (
+        "suspend-forgotten",
+        "a quarter of a minute of the twenty that the test command has; suspend-el1 has sleeps that somebody ends",
+    ),
+    (
+        "generation",
+        "a quarter of a minute of the twenty that the test command has; the device's own tests have the rest",
+    ),
+    (
         "suspend-and-save",
         "half a minute of sleeps, and accounts that only a quiet machine keeps",
     ),
