@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use crate::machine::Machine;
@@ -35,6 +36,8 @@ pub struct Bend {
     /// As it was given to KVM last.
     offset: AtomicU64,
     pub is_nested: AtomicBool,
+    /// How much longer the clocks take to be read again, when every vCPU is ready.
+    delay_ns: AtomicU64,
 }
 
 /// A time in which the clocks but `CLOCK_BOOTTIME` stand still, and the counter does not.
@@ -81,6 +84,12 @@ impl Bend {
         self.failed_at.load(Ordering::SeqCst)
     }
 
+    /// From now on the clocks take so much longer to be read again.
+    pub fn delay(&self, by: Duration) {
+        let ns = u64::try_from(by.as_nanos()).unwrap();
+        self.delay_ns.store(ns, Ordering::SeqCst);
+    }
+
     /// What the guest's counters are less than those of the machine.
     pub fn offset(&self) -> u64 {
         self.offset.load(Ordering::SeqCst)
@@ -123,6 +132,8 @@ impl Host for BentHost {
     }
 
     fn sample_again(&self, _before: &HostSample) -> HostSample {
+        let delay_ns = self.bend.delay_ns.load(Ordering::SeqCst);
+        thread::sleep(Duration::from_nanos(delay_ns));
         self.sample()
     }
 

@@ -11,6 +11,7 @@ use crate::machine::Machine;
 use crate::sleep::{Vm, config, records, run_on};
 use crate::stopper::Stopper;
 use pvtime::host::Cause;
+use pvtime::host::ledger::Accounts;
 use pvtime::host::timeline::{Policies, Policy, StallPolicy, TimelineError};
 use pvtime::scale::Frequency;
 use pvtime_kvm::offset::SetOffsetError;
@@ -213,6 +214,48 @@ fn t9_what_a_vcpu_that_is_in_the_way_delays_is_part_of_the_pause() {
     );
     bend.fail(0);
     vm.time.resume().unwrap();
+    end(vm);
+}
+
+#[test]
+fn what_passes_between_the_last_vcpu_that_is_ready_and_the_guest_is_paused() {
+    const PAUSES: u32 = 5;
+    // No lease ends in it.
+    const DELAY: Duration = Duration::from_millis(30);
+    let (vm, bend) = vm(config(2, StallPolicy::Freeze));
+    bend.delay(DELAY);
+    let started = vm.time.ledger().unwrap();
+    for _ in 0..PAUSES {
+        vm.time.pause(Cause::Operator).unwrap();
+        vm.time.resume().unwrap();
+    }
+    let paused = vm.time.ledger().unwrap();
+    bend.sleep_and_stop(&mut Stopper::start(), Duration::ZERO, false);
+    let slept = vm.time.ledger().unwrap();
+    bend.delay(Duration::ZERO);
+
+    let missing_ms = |before: &[Accounts], after: &[Accounts]| {
+        let grown =
+            |(before, after): (&Accounts, &Accounts)| after.residual_ns() - before.residual_ns();
+        let most_ns = before.iter().zip(after).map(grown).max().unwrap();
+        u64::try_from(most_ns.max(0)).unwrap() / 1_000_000
+    };
+    let delay_ms = ms(DELAY.as_nanos());
+    let of_pauses_ms = u64::from(PAUSES) * delay_ms;
+    for account in &paused {
+        assert!(
+            ms(account.paused.of(Cause::Operator)) >= of_pauses_ms,
+            "{account:?}"
+        );
+    }
+    assert!(
+        missing_ms(&started, &paused) < of_pauses_ms / 2,
+        "{started:?} {paused:?}"
+    );
+    assert!(
+        missing_ms(&paused, &slept) < delay_ms / 2,
+        "{paused:?} {slept:?}"
+    );
     end(vm);
 }
 
