@@ -86,12 +86,12 @@ impl Journeys {
         let who = next.context("nobody is left to travel")?;
         let hosts = &mut self.hosts;
         let mut journey = Journey::start(*who, hosts)?;
-        for name in who.in_place {
-            journey.go(journey.at, name, hosts, stage)?;
+        for _ in 0..who.in_place {
+            journey.go(journey.at, hosts, stage)?;
         }
-        journey.go_to_and_fro(who.to_and_fro, hosts, stage)?;
-        if !who.at_once.is_empty() {
-            journey.begin_anew(who.at_once, hosts, stage)?;
+        journey.go_to_and_fro(hosts, stage)?;
+        if who.at_once > 0 {
+            journey.begin_anew(hosts, stage)?;
         }
         journey.end(hosts, stage)?;
         self.all.push(journey);

@@ -44,12 +44,12 @@ pub struct Traveller {
     pub program: Program,
     pub cpus: u32,
     pub on_restore: &'static str,
-    /// Its names where it is restored on the host that it is on, in their order.
-    pub in_place: &'static [&'static str],
-    /// And between both hosts.
-    pub to_and_fro: &'static [&'static str],
-    /// And where it goes on at once, for the time that this takes.
-    pub at_once: &'static [&'static str],
+    /// How often it is restored on the host that it is on.
+    pub in_place: usize,
+    /// And on the other host.
+    pub to_and_fro: usize,
+    /// And goes on at once, for the time that this takes.
+    pub at_once: usize,
 }
 
 /// One guest on its way, and what was seen of it.
@@ -57,6 +57,7 @@ pub struct Journey {
     who: Traveller,
     guest: Option<Guest>,
     at: usize,
+    restored: usize,
     moves: Vec<Move>,
     works: Vec<Work>,
     /// Linux's clocks before all moves and after them.
@@ -85,20 +86,23 @@ impl Journey {
             who,
             guest: Some(guest),
             at: 0,
+            restored: 0,
             moves: Vec::new(),
             works: Vec::new(),
             sights: [before, Vec::new()],
         })
     }
 
+    /// What the guest is called when it is restored for the next time.
+    fn next_name(&mut self) -> &'static str {
+        self.restored += 1;
+        // Names last as long as the lab: there are a few of them.
+        format!("{}-{}", self.who.name, self.restored).leak()
+    }
+
     /// Takes the guest to a host under another name. It may be the host where it is.
-    fn go(
-        &mut self,
-        to: usize,
-        name: &'static str,
-        hosts: &mut Hosts,
-        stage: &mut Stage,
-    ) -> Result<()> {
+    fn go(&mut self, to: usize, hosts: &mut Hosts, stage: &mut Stage) -> Result<()> {
+        let name = self.next_name();
         stage.step(&format!("take guest {name} to host {to}"));
         let old = self.guest.take().context("no guest")?;
         hosts.0.iter_mut().try_for_each(Host::set_clock)?;
@@ -119,34 +123,25 @@ impl Journey {
         Ok(())
     }
 
-    /// Takes the guest between both hosts, once for each name. It has arrived then.
-    fn go_to_and_fro(
-        &mut self,
-        names: &[&'static str],
-        hosts: &mut Hosts,
-        stage: &mut Stage,
-    ) -> Result<()> {
-        for name in names {
-            self.go(1 - self.at, name, hosts, stage)?;
+    /// Takes the guest between both hosts. It has arrived then.
+    fn go_to_and_fro(&mut self, hosts: &mut Hosts, stage: &mut Stage) -> Result<()> {
+        for _ in 0..self.who.to_and_fro {
+            self.go(1 - self.at, hosts, stage)?;
         }
         let guest = self.guest.as_ref().context("no guest")?;
         self.sights[1] = self.who.sights(guest, hosts.get(self.at)?)?;
         Ok(())
     }
 
-    /// Saves the guest, and has it go on at once as often as there are names, each for a while.
-    fn begin_anew(
-        &mut self,
-        names: &[&'static str],
-        hosts: &mut Hosts,
-        stage: &mut Stage,
-    ) -> Result<()> {
+    /// Saves the guest, and has it go on at once, each time for a while.
+    fn begin_anew(&mut self, hosts: &mut Hosts, stage: &mut Stage) -> Result<()> {
         let mut guest = self.guest.take().context("no guest")?;
         let host = hosts.get(self.at)?;
         guest.pause(host)?;
         let folder = host.file(&format!("{}-again", guest.name()));
         guest.ctl(host, &["snapshot", &folder])?;
-        for name in names {
+        for _ in 0..self.who.at_once {
+            let name = self.next_name();
             stage.step(&format!("have guest {name} go on at once"));
             stage.keep_records(&guest, host)?;
             guest.stop(host)?;
@@ -273,7 +268,7 @@ impl Journey {
         if self.who.program == Program::El1 {
             let steps = self.moves.iter().map(Move::step_error_us);
             let steps: Vec<_> = steps.collect();
-            let detail = format!("{name}; {steps:.0?}");
+            let detail = self.circumstances(&steps);
             let (middle, largest) = (
                 median(steps.clone()).abs(),
                 worst(steps.into_iter().map(f64::abs)),
