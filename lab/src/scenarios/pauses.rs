@@ -235,7 +235,7 @@ pub(super) fn sample(
 }
 
 /// Samples that bound how far a guest's clocks are from the lab's: the more, the narrower.
-const SIGHTS: usize = 75;
+const SIGHTS: usize = 150;
 
 /// Looks at the clocks of a Linux guest, whose spinning vCPU rests meanwhile: it answers at once.
 pub fn sights(dialogue: &mut Dialogue, host: &mut Host, spinner: u32) -> Result<Vec<Sighting>> {
