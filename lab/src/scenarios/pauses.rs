@@ -211,7 +211,14 @@ impl Pause {
             );
             let must_be_seen = shown > spin.largest_gaps.last().map_or(0, |gap| gap.ticks);
             let is_seen = over.is_some() || !must_be_seen;
-            claim(is_seen, format!("vCPU {cpu} saw no such step"));
+            let read = spin.first_counter..=spin.last_counter;
+            claim(
+                is_seen,
+                format!(
+                    "vCPU {cpu} saw no such step from {} to {}, in {} reads of {read:?}",
+                    stop.after.guest, resume.after.guest, spin.reads,
+                ),
+            );
         }
         found
     }

@@ -36,7 +36,9 @@ const LEAST_UPTIME_DIFFERENCE_S: f64 = 120.0;
 const WORK: &str = "restored the time of ";
 const RESTORE_LIMIT: Duration = Duration::from_secs(60);
 
-/// From when a guest was asked for its accounts to its stop.
+/// For how long a guest spins between an answer and its stop, and after it was restored before it is
+/// asked what it saw. It answers on the vCPU that spins where it has but one, and Linux does first what
+/// was due meanwhile; without a read on either side it saw no step.
 const SPINNING: Duration = Duration::from_millis(100);
 
 /// Who travels: a guest whose last vCPU spins while the others idle.
@@ -348,8 +350,7 @@ impl Departure {
         stage: &mut Stage,
     ) -> Result<Self> {
         let sample = sample(&mut old, host, who.program)?;
-        // The accounts start afresh, and who answered that may be the vCPU that spins: without a read
-        // before the stop it sees no step.
+        // The accounts start afresh.
         old.spins(host)?;
         sleep(SPINNING)?;
         let before = old.status(host)?;
@@ -391,9 +392,9 @@ impl Departure {
         place(&guest, host)?;
         let restored = guest.status(host)?;
         let resume = guest.resume(host)?;
-        // Meanwhile the spinning vCPU gets its turn: the guest's answers are another thread's.
         let after = guest.status(host)?;
         let arrived = sample(&mut guest, host, self.who.program)?;
+        sleep(SPINNING)?;
         let spins = guest.spins(host)?;
         let most = self.asked.elapsed();
         let held_up = host.held_up()?.saturating_sub(held_up);
