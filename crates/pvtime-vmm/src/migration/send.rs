@@ -372,10 +372,13 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
             it.left_bytes = total;
         });
         let before = self.channel.sent_bytes();
+        // One for all: the kernel clears what each of its own would be in.
+        let mut bytes = Vec::new();
         for range in todo {
             for start in range.clone().step_by(MEMORY_BYTES) {
                 let end = range.end.min(start + MEMORY_BYTES as u64);
-                self.piece(start..end, round == 0)?;
+                bytes.resize(usize::try_from(end - start).expect("a piece is short"), 0);
+                self.piece(start, &mut bytes, round == 0)?;
                 let sent = self.channel.sent_bytes();
                 self.monitor.update(|it| {
                     it.left_bytes -= end - start;
@@ -389,27 +392,26 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
         Ok(self.channel.flush(PATIENCE)?)
     }
 
-    /// Sends a piece of memory; of one that the destination has not got before, only what is not
-    /// zero.
-    fn piece(&mut self, range: Range<u64>, is_new: bool) -> Result<(), StreamError> {
-        let length = usize::try_from(range.end - range.start).expect("a piece is short");
-        let mut bytes = vec![0; length];
+    /// Sends a piece of memory, which is read into `bytes`; of one that the destination has not got
+    /// before, only what is not zero.
+    fn piece(&mut self, start: u64, bytes: &mut [u8], is_new: bool) -> Result<(), StreamError> {
         self.source
             .memory()
-            .read_slice(&mut bytes, GuestAddress(range.start))
+            .read_slice(bytes, GuestAddress(start))
             .expect("a range of this memory");
         let (mut zeros_from, mut is_silent) = (0, is_new);
+        let length = bytes.len();
         let whole = length..length;
-        for run in runs(&bytes).chain(std::iter::once(whole)) {
+        for run in runs(bytes).chain(std::iter::once(whole)) {
             if !is_new && zeros_from < run.start {
-                self.zeros(range.start, zeros_from..run.start)?;
+                self.zeros(start, zeros_from..run.start)?;
             }
             zeros_from = run.end;
             if run.is_empty() {
                 break;
             }
             is_silent = false;
-            let address = range.start + run.start as u64;
+            let address = start + run.start as u64;
             let contents = &bytes[run];
             let fill = |buffer: &mut [u8]| {
                 buffer[..WORD_BYTES].copy_from_slice(&address.to_le_bytes());
@@ -421,7 +423,7 @@ impl<W: Wire, S: Source> Sender<'_, W, S> {
         }
         if self.channel.silent_for() >= self.longest_silence {
             if is_silent {
-                self.zeros(range.start, 0..length.min(PAGE_BYTES))?;
+                self.zeros(start, 0..length.min(PAGE_BYTES))?;
             }
             self.channel.flush(PATIENCE)?;
         }
