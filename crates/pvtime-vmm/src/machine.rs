@@ -86,8 +86,8 @@ pub struct Machine {
     vcpu_init: kvm_vcpu_init,
     /// Of each vCPU, in order.
     affinities: Vec<u64>,
-    /// What its first vCPU is, which is what each of them is.
-    profile: CpuProfile,
+    /// What each vCPU is, in order.
+    profiles: Arc<[CpuProfile]>,
     /// How its time is kept, as it was asked for.
     time_args: TimeArgs,
     gic: DeviceFd,
@@ -118,10 +118,9 @@ pub struct Blank {
     generation_page: GuestMemoryMmap,
 }
 
-/// What a machine that was just made holds, as far as it was read.
-#[derive(Default)]
+/// What a machine that was just made holds.
 struct Fresh {
-    /// In order; of fewer vCPUs than there are, or none, where nobody waits for the machine.
+    /// In order.
     vcpus: Vec<FreshRegisters>,
     gic: FreshGic,
 }
@@ -140,8 +139,7 @@ impl Machine {
         let host = Host::open(&config)?;
         let memory_mib = config.memory_mib;
         let memory = guest_memory(memory_mib)?;
-        let machine =
-            Blank::new(&host, config, memory)?.finish(Generation::first()?, None, None)?;
+        let machine = Blank::new(&host, config, memory)?.finish(Generation::first()?, None)?;
         machine.load(memory_mib, boot)?;
         Ok(machine)
     }
@@ -185,7 +183,8 @@ impl Machine {
 }
 
 impl Blank {
-    /// Builds a machine around its memory, all but its devices.
+    /// Builds a machine around its memory, all but its devices. What it holds is read, so that a state
+    /// that comes later is put into it in little time.
     fn new(host: &Host, config: MachineConfig, memory: GuestMemoryMmap) -> Result<Self> {
         let vm = host.kvm.create_vm();
         let vm = Arc::new(vm.context("cannot create a virtual machine")?);
@@ -205,6 +204,12 @@ impl Blank {
             vm.register_irqfd(interrupt, PAUSED_TIME_SPI)
                 .context("cannot connect the interrupt of paused time")?;
         }
+        // What a vCPU is depends on the interrupt controller.
+        let registers = vcpus.iter().map(|(vcpu, _)| FreshRegisters::read(vcpu));
+        let fresh = Fresh {
+            vcpus: registers.collect::<Result<_, _>>()?,
+            gic: FreshGic::read(&gic, &affinities)?,
+        };
         Ok(Self {
             vm,
             vcpus,
@@ -212,7 +217,7 @@ impl Blank {
             vcpu_init,
             affinities,
             gic,
-            fresh: Fresh::default(),
+            fresh,
             config,
             memory,
             generation_page,
@@ -224,8 +229,13 @@ impl Blank {
         &self.memory
     }
 
+    /// Its time.
+    pub fn time(&self) -> &Arc<VmTime> {
+        &self.time
+    }
+
     /// Makes it that generation of its VM and puts a state into it if there is one; else it is as
-    /// when it is turned on. A profile that this CPU was found to have need not be read from it.
+    /// when it is turned on.
     ///
     /// # Errors
     ///
@@ -234,12 +244,7 @@ impl Blank {
     /// # Panics
     ///
     /// If the state has other vCPUs than the machine.
-    pub fn finish(
-        self,
-        generation: Generation,
-        state: Option<&MachineState>,
-        profile: Option<CpuProfile>,
-    ) -> Result<Machine> {
+    pub fn finish(self, generation: Generation, state: Option<&MachineState>) -> Result<Machine> {
         self.generation_page
             .write_slice(&generation.id.0, GuestAddress(GENERATION.base))
             .expect("the page is longer than that");
@@ -265,11 +270,12 @@ impl Blank {
         let ram = RAM..RAM + (config.memory_mib << 20);
         let suspension = Suspension::new(ram, state.and_then(|it| it.suspend_call));
         let gic_implementation = gic::implementation(&self.gic)?;
+        let profiles = self.fresh.vcpus.iter().enumerate().map(|(index, fresh)| {
+            let state = state.map(|state| &state.vcpus[index]);
+            fresh.profile(&self.vcpu_init, state)
+        });
         Ok(Machine {
-            profile: match profile {
-                Some(profile) => profile,
-                None => CpuProfile::read(&self.vcpus[0].0, &self.vcpu_init)?,
-            },
+            profiles: profiles.collect(),
             vm,
             vcpus: self.vcpus,
             bus: Arc::new(bus),

@@ -100,8 +100,8 @@ fn assemble(
         arrival,
         time,
     } = arrived;
-    let (state, cpu) = (&arrival.machine, offer.cpu.clone());
-    match blank.finish(state.generation, Some(state), Some(cpu)) {
+    let state = &arrival.machine;
+    match blank.finish(state.generation, Some(state)) {
         Ok(machine) => Ok(Arrival {
             args: vm_args(args, &offer),
             machine,
@@ -202,7 +202,7 @@ impl Destination for Here<'_> {
     }
 
     fn prepare(&mut self, offer: &Offer) -> Result<Blank> {
-        let mut blank = Blank::prepare(self.config(offer)?)?;
+        let blank = Blank::prepare(self.config(offer)?)?;
         blank.try_out(offer)?;
         Ok(blank)
     }

@@ -8,11 +8,9 @@ use pvtime_kvm::{StolenTimeChoice, VmTime, counter};
 
 use super::leaving::wall_error_ns;
 use super::suspending::take_suspends;
-use super::{Blank, Fresh, Host as Kvm, Machine, MachineConfig, guest_memory, trial};
+use super::{Blank, Host as Kvm, Machine, MachineConfig, guest_memory, trial};
 use crate::layout::{MAX_VCPUS, RAM};
 use crate::migration::message::{Answer, Host, Offer};
-use crate::state::gic::FreshGic;
-use crate::state::vcpu::FreshRegisters;
 
 impl Blank {
     /// Makes a machine with memory that is all zero.
@@ -27,24 +25,15 @@ impl Blank {
     }
 
     /// Whether it can become the machine that is offered, as far as KVM tells before anything of
-    /// that has come. What it holds is read, so that a state that comes later is put into it in
-    /// little time.
+    /// that has come.
     ///
     /// # Errors
     ///
     /// What KVM does not have.
-    pub fn try_out(&mut self, offer: &Offer) -> Result<()> {
+    pub fn try_out(&self, offer: &Offer) -> Result<()> {
         if offer.system_suspend {
             take_suspends(&self.vm)?;
         }
-        let vcpus = self
-            .vcpus
-            .iter()
-            .map(|(vcpu, _)| FreshRegisters::read(vcpu));
-        self.fresh = Fresh {
-            vcpus: vcpus.collect::<Result<_, _>>()?,
-            gic: FreshGic::read(&self.gic, &self.affinities)?,
-        };
         Ok(())
     }
 }

@@ -55,7 +55,7 @@ impl Machine {
             time,
             memory: ranges(&self.memory),
             vcpus: self.affinities.len() as u64,
-            cpu: self.profile.clone(),
+            cpu: self.profiles[0].clone(),
             gic_implementation: self.gic_implementation,
             system_suspend: self.keys.is_some(),
         })

@@ -1,7 +1,7 @@
 //! A machine into a snapshot, and out of one.
 
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use kvm_ioctls::VcpuFd;
@@ -14,7 +14,7 @@ use crate::snapshot::{self, Contents, Loaded, Progress, Snapshot};
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
 use crate::state::gic::GicState;
-use crate::state::vcpu::{FreshRegisters, VcpuState};
+use crate::state::vcpu::VcpuState;
 
 impl Machine {
     /// Writes a paused machine into a directory that must not exist yet. It may go on afterwards.
@@ -62,15 +62,15 @@ impl Machine {
             time,
         } = snapshot.load(&memory, progress)?;
         let generation = state.generation.next()?;
-        let machine = Blank::new(&host, config, memory)?.finish(generation, Some(&state), None)?;
+        let machine = Blank::new(&host, config, memory)?.finish(generation, Some(&state))?;
         machine.announce_generation()?;
         Ok((machine, time))
     }
 
     /// All but memory and time.
     pub(super) fn state(&self) -> Result<MachineState> {
-        let init = self.vcpu_init;
-        let save = move |_, vcpu: &mut VcpuFd| VcpuState::save(vcpu, &init);
+        let profiles = Arc::clone(&self.profiles);
+        let save = move |index: usize, vcpu: &mut VcpuFd| VcpuState::save(vcpu, &profiles[index]);
         let Some(vcpus) = self.time.on_each_vcpu(save) else {
             bail!("the VM runs, or is being shut down; pause it first");
         };
@@ -145,9 +145,8 @@ impl Blank {
             states.len(),
             "a machine made by its facts"
         );
-        let unknown = FreshRegisters::default();
-        for (index, ((vcpu, _), state)) in self.vcpus.iter().zip(states).enumerate() {
-            let fresh = self.fresh.vcpus.get(index).unwrap_or(&unknown);
+        let vcpus = self.vcpus.iter().zip(&self.fresh.vcpus);
+        for (index, (((vcpu, _), fresh), state)) in vcpus.zip(states).enumerate() {
             state
                 .restore(vcpu, &self.vcpu_init, fresh)
                 .with_context(|| format!("cannot restore vCPU {index}"))?;

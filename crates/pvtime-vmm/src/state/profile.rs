@@ -22,18 +22,27 @@ pub struct CpuProfile {
     pub others: Vec<u64>,
 }
 
-impl VcpuState {
-    /// What the saved vCPU was. A VM's time has another owner, however it came in there.
+impl CpuProfile {
+    /// Of a vCPU with these features, and these registers in the order in which they are restored. A
+    /// VM's time has another owner, however it came in there.
     #[must_use]
-    pub fn profile(&self) -> CpuProfile {
-        let registers = self.registers.iter();
+    pub fn new(features: [u32; 7], registers: &[Register]) -> Self {
         let (others, identity): (Vec<_>, Vec<_>) = registers
+            .iter()
             .filter(|it| !is_time_register(it.id.0))
             .partition(|it| it.id.step() == Step::Rest);
-        CpuProfile {
-            features: self.features,
+        Self {
+            features,
             identity: identity.into_iter().cloned().collect(),
             others: others.into_iter().map(|it| it.id.0).collect(),
         }
+    }
+}
+
+impl VcpuState {
+    /// What the saved vCPU was.
+    #[must_use]
+    pub fn profile(&self) -> CpuProfile {
+        CpuProfile::new(self.features, &self.registers)
     }
 }

@@ -12,6 +12,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{DeviceFd, Kvm, VcpuExit, VcpuFd, VmFd};
 use pvtime_vmm::state::gic::{FreshGic, GicState};
+use pvtime_vmm::state::profile::CpuProfile;
 use pvtime_vmm::state::vcpu::{FreshRegisters, VcpuState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -58,6 +59,8 @@ pub struct Machine {
     pub vm: VmFd,
     pub init: kvm_vcpu_init,
     pub vcpus: Vec<VcpuFd>,
+    /// Of each vCPU, in order, before the guest's first instruction.
+    profiles: Vec<CpuProfile>,
     pub gic: DeviceFd,
     pub memory: GuestMemoryMmap,
 }
@@ -84,15 +87,24 @@ impl Machine {
         let mut init = kvm_vcpu_init::default();
         vm.get_preferred_target(&mut init).unwrap();
         init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
-        let vcpus = AFFINITIES.map(|index| vcpu(&vm, init, index)).into();
+        let vcpus: Vec<_> = AFFINITIES.map(|index| vcpu(&vm, init, index)).into();
         let gic = gic(&vm, interrupts);
         Self {
+            profiles: profiles(&vcpus, &init, &[]),
             vm,
             init,
             vcpus,
             gic,
             memory,
         }
+    }
+
+    /// What its vCPUs are now, and what they were taken for when they had not run.
+    pub fn profiles(&self) -> [Vec<CpuProfile>; 2] {
+        [
+            profiles(&self.vcpus, &self.init, &[]),
+            self.profiles.clone(),
+        ]
     }
 
     /// A machine before its guest's first instruction.
@@ -207,8 +219,8 @@ impl Machine {
 
     pub fn save(&mut self) -> Saved {
         let mut memory = vec![0xa5; RAM_BYTES];
-        let vcpus = self.vcpus.iter_mut();
-        let vcpus = vcpus.map(|vcpu| VcpuState::save(vcpu, &self.init).unwrap());
+        let vcpus = self.vcpus.iter_mut().zip(&self.profiles);
+        let vcpus = vcpus.map(|(vcpu, profile)| VcpuState::save(vcpu, profile).unwrap());
         let vcpus = vcpus.collect();
         self.memory.read_slice(&mut memory, RAM).unwrap();
         Saved {
@@ -219,14 +231,15 @@ impl Machine {
     }
 
     pub fn restore(saved: &Saved) -> Self {
-        let machine = Self::new();
+        let mut machine = Self::new();
         machine.memory.write_slice(&saved.memory, RAM).unwrap();
         machine.put(&saved.vcpus, &saved.gic);
         machine
     }
 
     /// Puts all but memory into a machine that never ran.
-    pub fn put(&self, vcpus: &[VcpuState], gic: &GicState) {
+    pub fn put(&mut self, vcpus: &[VcpuState], gic: &GicState) {
+        self.profiles = profiles(&self.vcpus, &self.init, vcpus);
         for (vcpu, state) in self.vcpus.iter().zip(vcpus) {
             state
                 .restore(vcpu, &self.init, &FreshRegisters::default())
@@ -237,7 +250,8 @@ impl Machine {
     }
 
     /// The same, of what the machine does not hold already.
-    pub fn put_what_differs(&self, vcpus: &[VcpuState], gic: &GicState) {
+    pub fn put_what_differs(&mut self, vcpus: &[VcpuState], gic: &GicState) {
+        self.profiles = profiles(&self.vcpus, &self.init, vcpus);
         for (vcpu, state) in self.vcpus.iter().zip(vcpus) {
             let fresh = FreshRegisters::read(vcpu).unwrap();
             state.restore(vcpu, &self.init, &fresh).unwrap();
@@ -245,6 +259,15 @@ impl Machine {
         let fresh = FreshGic::read(&self.gic, &AFFINITIES).unwrap();
         gic.restore(&self.gic, &AFFINITIES, &fresh).unwrap();
     }
+}
+
+/// What vCPUs are that have not run, once these states are in them, if there are any.
+fn profiles(vcpus: &[VcpuFd], init: &kvm_vcpu_init, states: &[VcpuState]) -> Vec<CpuProfile> {
+    let profile = |(index, vcpu)| {
+        let fresh = FreshRegisters::read(vcpu).unwrap();
+        fresh.profile(init, states.get(index))
+    };
+    vcpus.iter().enumerate().map(profile).collect()
 }
 
 fn vcpu(vm: &VmFd, mut init: kvm_vcpu_init, index: u64) -> VcpuFd {

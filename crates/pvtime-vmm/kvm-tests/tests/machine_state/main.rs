@@ -104,6 +104,44 @@ fn a_guest_goes_on_from_what_differs() {
     }
 }
 
+/// A VM that stands still is not asked for it again.
+#[test]
+fn what_a_vcpu_is_does_not_change_while_it_runs() {
+    const PSCI_VERSION: u64 = 0x6030_0000_0014_0000;
+    const PSCI_0_2: u64 = 2;
+    let mut machine = Machine::boot();
+    machine.run(&mut Vec::new(), 11);
+    let mut saved = machine.save();
+    for state in &mut saved.vcpus {
+        let mut registers = state.registers.iter_mut();
+        let version = registers.find(|it| it.id.0 == PSCI_VERSION).unwrap();
+        assert_ne!(version.value, PSCI_0_2.to_le_bytes());
+        version.value = PSCI_0_2.to_le_bytes().into();
+    }
+    let mut restored = Machine::restore(&saved);
+    restored.run(&mut Vec::new(), usize::MAX);
+    assert_eq!(restored.register(0, PSCI_VERSION), PSCI_0_2);
+    for machine in [machine, restored] {
+        let [now, before] = machine.profiles();
+        assert!(now.iter().all(|it| it.identity.len() > 10));
+        assert_eq!(now, before);
+    }
+}
+
+#[test]
+fn an_interrupt_is_for_the_vcpu_that_it_was_routed_to() {
+    let mut saved = saved();
+    let route = saved.gic.routes.last_mut().unwrap();
+    assert_ne!(*route, AFFINITIES[1]);
+    *route = AFFINITIES[1];
+    let whole = Machine::restore(&saved);
+    let mut differing = Machine::new();
+    differing.put_what_differs(&saved.vcpus, &saved.gic);
+    for mut machine in [whole, differing] {
+        assert_eq!(machine.save().gic.routes, saved.gic.routes);
+    }
+}
+
 #[test]
 fn a_guest_goes_on_from_a_snapshot() {
     let reference = reference();

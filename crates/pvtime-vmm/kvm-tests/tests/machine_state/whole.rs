@@ -40,7 +40,7 @@ fn blank() -> Blank {
 
 /// A machine whose vCPU has no thread.
 fn machine() -> Machine {
-    blank().finish(Generation::default(), None, None).unwrap()
+    blank().finish(Generation::default(), None).unwrap()
 }
 
 #[test]
@@ -72,7 +72,7 @@ impl Snapshots {
         let folder = TempDir::new_in(temporary).unwrap();
         let path = folder.path().join("first");
         let machine = Blank::prepare(config(2)).unwrap();
-        let mut machine = machine.finish(Generation::default(), None, None).unwrap();
+        let mut machine = machine.finish(Generation::default(), None).unwrap();
         let vcpus = machine.take_vcpus();
         let threads = Threads::start(&machine, vcpus);
         machine.time.start().unwrap();

@@ -190,6 +190,12 @@ impl GicCpuState {
 /// timer fires and is turned off: an early interrupt, and a storm of them.
 const TIMER_LINES: u32 = 1 << 26 | 1 << 27 | 1 << 28 | 1 << 30;
 
+/// Whether there can be affinities whose level 3 is not zero.
+fn has_affinity_3(gic: &Gic<'_>) -> Result<bool, Error> {
+    const A3V: u32 = 1 << 24;
+    Ok(gic.read(&Bank::shared(0), GICD_TYPER, 0)? & A3V != 0)
+}
+
 /// How many interrupts a controller was made for.
 fn count(gic: &Gic<'_>) -> Result<u32, Error> {
     let lines = gic.read(&Bank::shared(0), GICD_TYPER, 0)? & 0x1f;
@@ -247,20 +253,32 @@ fn restore_lines(gic: &Gic<'_>, bank: &Bank, lines: &[u32]) -> Result<(), Error>
     words.try_for_each(|(word, &lines)| gic.write_lines(bank, word, lines))
 }
 
-/// Each has 64 bits and is accessed in halves, the lower one first.
+/// Each has 64 bits and is accessed in halves, the lower one first. The upper one is for level 3 of the
+/// affinity alone, and zero where there is none: half of all that there is to read.
 fn save_routes(gic: &Gic<'_>, bank: &Bank) -> Result<Vec<u64>, Error> {
-    let halves = save_array(gic, bank, GICD_IROUTER)?;
-    let routes = halves.chunks_exact(2);
-    Ok(routes
-        .map(|half| u64::from(half[1]) << 32 | u64::from(half[0]))
-        .collect())
+    let has_upper = has_affinity_3(gic)?;
+    let words = GICD_IROUTER.words(&bank.interrupts).step_by(2);
+    let read = |word| gic.read(bank, GICD_IROUTER, word);
+    let save = |word| {
+        let lower = read(word)?;
+        let upper = if has_upper { read(word + 1)? } else { 0 };
+        Ok(u64::from(upper) << 32 | u64::from(lower))
+    };
+    words.map(save).collect()
 }
 
 fn restore_routes(gic: &Gic<'_>, bank: &Bank, routes: &[u64]) -> Result<(), Error> {
-    #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
-    let halves = |&route: &u64| [route as u32, (route >> 32) as u32];
-    let halves: Vec<u32> = routes.iter().flat_map(halves).collect();
-    restore_array(gic, bank, GICD_IROUTER, &halves)
+    let has_upper = has_affinity_3(gic)?;
+    let words = GICD_IROUTER.words(&bank.interrupts).step_by(2);
+    for (word, &route) in words.zip(routes) {
+        #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+        let (lower, upper) = (route as u32, (route >> 32) as u32);
+        gic.write(bank, GICD_IROUTER, word, lower)?;
+        if has_upper || upper != 0 {
+            gic.write(bank, GICD_IROUTER, word + 1, upper)?;
+        }
+    }
+    Ok(())
 }
 
 fn save_interface(gic: &Gic<'_>, affinity: u64) -> Result<Interface, Error> {

@@ -12,6 +12,7 @@ use pvtime_kvm::registers::is_time_register;
 use rustix::io::Errno;
 
 use super::{SError, VcpuState};
+use crate::state::profile::CpuProfile;
 use crate::state::register::{Register, RegisterId, Step};
 
 /// A vCPU's state could not be read or written.
@@ -79,22 +80,21 @@ pub enum Error {
 }
 
 impl VcpuState {
-    /// Reads the state of a vCPU that was made with `init` and that no thread runs.
+    /// Reads the state of a vCPU of this [profile](FreshRegisters::profile) that no thread runs. What
+    /// is in the profile is not read again: its VM stands still meanwhile.
     ///
     /// # Errors
     ///
     /// What KVM refuses.
-    pub fn save(vcpu: &mut VcpuFd, init: &kvm_vcpu_init) -> Result<Self, Error> {
+    pub fn save(vcpu: &mut VcpuFd, profile: &CpuProfile) -> Result<Self, Error> {
         finish_exit(vcpu)?;
         // Registers before the rest: a vCPU that another one just turned on is reset by reading
         // the first.
-        let registers: Result<_, _> = saved_ids(vcpu)?
-            .into_iter()
-            .map(|id| read(vcpu, id))
-            .collect();
+        let others = profile.others.iter().map(|&id| read(vcpu, RegisterId(id)));
+        let identity = profile.identity.iter().cloned().map(Ok);
         Ok(Self {
-            registers: registers?,
-            features: lasting_features(init),
+            registers: identity.chain(others).collect::<Result<_, _>>()?,
+            features: profile.features,
             mp_state: vcpu
                 .get_mp_state()
                 .map_err(other("get", MP_STATE))?
@@ -122,7 +122,7 @@ impl VcpuState {
         }
         for register in &self.registers {
             // However it came in there: a VM's time has another owner.
-            let is_there = fresh.0.get(&register.id) == Some(&register.value);
+            let is_there = fresh.get(register.id) == Some(register);
             if !is_there && !is_time_register(register.id.0) {
                 write(vcpu, register)?;
             }
@@ -138,9 +138,14 @@ impl VcpuState {
 }
 
 /// What is in the registers of a vCPU that was just made: all that a VM that arrives stands still
-/// for is to write the others. Empty where nobody waits.
+/// for is to write the others. By default nothing is known of them.
 #[derive(Clone, Debug, Default)]
-pub struct FreshRegisters(HashMap<RegisterId, Vec<u8>>);
+pub struct FreshRegisters {
+    /// In the order in which they are restored.
+    registers: Vec<Register>,
+    /// Where each is among them.
+    places: HashMap<RegisterId, usize>,
+}
 
 impl FreshRegisters {
     /// Reads them.
@@ -150,8 +155,30 @@ impl FreshRegisters {
     /// What KVM refuses.
     pub fn read(vcpu: &VcpuFd) -> Result<Self, Error> {
         let registers = saved_ids(vcpu)?.into_iter().map(|id| read(vcpu, id));
-        let registers = registers.map(|it| it.map(|it| (it.id, it.value)));
-        Ok(Self(registers.collect::<Result<_, _>>()?))
+        let registers = registers.collect::<Result<Vec<_>, _>>()?;
+        let places = registers.iter().enumerate().map(|(at, it)| (it.id, at));
+        Ok(Self {
+            places: places.collect(),
+            registers,
+        })
+    }
+
+    fn get(&self, id: RegisterId) -> Option<&Register> {
+        Some(&self.registers[*self.places.get(&id)?])
+    }
+
+    /// What the vCPU is, which was made with `init` and into which that state was put, if there is
+    /// one.
+    #[must_use]
+    pub fn profile(&self, init: &kvm_vcpu_init, state: Option<&VcpuState>) -> CpuProfile {
+        let mut profile = CpuProfile::new(lasting_features(init), &self.registers);
+        let restored = state.map_or(Vec::new(), |state| state.profile().identity);
+        for own in &mut profile.identity {
+            if let Some(restored) = restored.iter().find(|it| it.id == own.id) {
+                own.clone_from(restored);
+            }
+        }
+        profile
     }
 }
 
