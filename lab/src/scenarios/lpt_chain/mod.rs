@@ -78,8 +78,14 @@ const HOSTS: [(&str, u64); 5] = [
     ("host-4-25-mhz", 25_000_000),
 ];
 
-/// Names of guests that were on each host before.
-const WARM_UPS: [&str; HOSTS.len()] = ["before-0", "before-1", "before-2", "before-3", "before-4"];
+/// Names of the guest that was on each host before, where it started there and where it moved to.
+const WARM_UPS: [[&str; 2]; HOSTS.len()] = [
+    ["before-0", "moved-0"],
+    ["before-1", "moved-1"],
+    ["before-2", "moved-2"],
+    ["before-3", "moved-3"],
+    ["before-4", "moved-4"],
+];
 
 /// How a guest goes, and how far.
 struct Way {
@@ -185,12 +191,13 @@ fn boot(stage: &mut Stage, index: usize) -> Result<Host> {
     Ok(host)
 }
 
-/// Has a host run another such guest to its end. An emulator translates what a host's KVM does when it
-/// does it first, and takes milliseconds for that: a host that waits for a guest has had one before.
-fn warm_up(name: &'static str, case: &Case, host: &mut Host) -> Result<()> {
-    let guest = start(name, case, host)?;
-    guest.pause(host)?;
-    guest.resume(host)?;
+/// Has a host run another such guest to its end, which moves meanwhile from one VMM to another. An
+/// emulator translates what a host does when it does it first, and takes milliseconds for that: a host
+/// that waits for a guest has had one arrive before.
+fn warm_up([name, moved]: [&'static str; 2], case: &Case, host: &mut Host) -> Result<()> {
+    let mut guest = start(name, case, host)?;
+    let receiver = Receiver::start(moved, host)?;
+    guest.move_to(host, &receiver, &[])?;
     sleep(Duration::from_millis(500))?;
     guest.power_off(host)
 }
