@@ -34,18 +34,22 @@ const TABLE: &str = "side-by-side.md";
 
 /// Each guest, by where it is: one for each move, and the first. An odd number of moves, so that one
 /// of them is the median.
-const FREEZE: [&str; 6] = [
-    "freeze", "freeze-1", "freeze-2", "freeze-3", "freeze-4", "freeze-5",
+const FREEZE: [&str; 8] = [
+    "freeze", "freeze-1", "freeze-2", "freeze-3", "freeze-4", "freeze-5", "freeze-6", "freeze-7",
 ];
-const ADVANCE: [&str; 6] = [
+const ADVANCE: [&str; 8] = [
     "advance",
     "advance-1",
     "advance-2",
     "advance-3",
     "advance-4",
     "advance-5",
+    "advance-6",
+    "advance-7",
 ];
-const QEMU: [&str; 6] = ["qemu", "qemu-1", "qemu-2", "qemu-3", "qemu-4", "qemu-5"];
+const QEMU: [&str; 8] = [
+    "qemu", "qemu-1", "qemu-2", "qemu-3", "qemu-4", "qemu-5", "qemu-6", "qemu-7",
+];
 const MOVES: usize = QEMU.len() - 1;
 
 /// Samples before a move, and after it: the more, the narrower the bound.
