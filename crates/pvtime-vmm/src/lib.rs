@@ -32,6 +32,8 @@ pub mod suspension;
 mod table;
 
 #[cfg(target_arch = "aarch64")]
+mod attendance;
+#[cfg(target_arch = "aarch64")]
 mod input;
 #[cfg(target_arch = "aarch64")]
 mod leaving;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 use vm_memory::GuestMemoryMmap;
 
+use crate::attendance::Attendance;
 use crate::cli::{ReceiveArgs, SecurityArgs, VmArgs};
 use crate::failure::{self, printable};
 use crate::machine::arriving;
@@ -24,6 +25,7 @@ pub struct Arrival {
     pub args: VmArgs,
     /// The machine, stopped.
     pub machine: Machine,
+    attendance: Attendance,
     time: Vec<u8>,
     runs: bool,
     channel: Channel<Box<dyn Wire>>,
@@ -91,12 +93,12 @@ fn visit(args: &ReceiveArgs, door: &Door, cancel: &impl AsFd) -> Result<Option<A
 
 fn assemble(
     args: &ReceiveArgs,
-    arrived: Arrived<Blank>,
+    arrived: Arrived<Awaited>,
     mut channel: Channel<Box<dyn Wire>>,
 ) -> Result<Arrival> {
     let Arrived {
         offer,
-        blank,
+        blank: Awaited { blank, attendance },
         arrival,
         time,
     } = arrived;
@@ -105,6 +107,7 @@ fn assemble(
         Ok(machine) => Ok(Arrival {
             args: vm_args(args, &offer),
             machine,
+            attendance,
             time,
             runs: arrival.runs,
             channel,
@@ -130,7 +133,7 @@ fn vm_args(args: &ReceiveArgs, offer: &Offer) -> VmArgs {
 impl Arrival {
     /// Takes the VM over from the source once its vCPUs have threads, and lets it go on. It is the
     /// source's until then.
-    pub fn begin(self) -> (VmArgs, Machine, Takeover) {
+    pub fn begin(self) -> (VmArgs, Machine, Attendance, Takeover) {
         self.machine.ownership.give_away();
         let takeover = Takeover {
             time: self.time,
@@ -138,7 +141,7 @@ impl Arrival {
             channel: self.channel,
             can_be_decided: self.args.api_socket.is_some(),
         };
-        (self.args, self.machine, takeover)
+        (self.args, self.machine, self.attendance, takeover)
     }
 }
 
@@ -194,21 +197,29 @@ impl Takeover {
 /// This host.
 struct Here<'a>(&'a ReceiveArgs);
 
+/// A machine that is awaited, and what is there for it.
+struct Awaited {
+    blank: Blank,
+    attendance: Attendance,
+}
+
 impl Destination for Here<'_> {
-    type Blank = Blank;
+    type Blank = Awaited;
 
     fn answer(&mut self, offer: &Offer) -> Answer {
         arriving::answer(offer)
     }
 
-    fn prepare(&mut self, offer: &Offer) -> Result<Blank> {
+    fn prepare(&mut self, offer: &Offer) -> Result<Awaited> {
         let blank = Blank::prepare(self.config(offer)?)?;
         blank.try_out(offer)?;
-        Ok(blank)
+        let api_socket = self.0.api_socket.as_deref();
+        let attendance = Attendance::start(api_socket, blank.time())?;
+        Ok(Awaited { blank, attendance })
     }
 
-    fn memory(blank: &Blank) -> &GuestMemoryMmap {
-        blank.memory()
+    fn memory(awaited: &Awaited) -> &GuestMemoryMmap {
+        awaited.blank.memory()
     }
 }
 

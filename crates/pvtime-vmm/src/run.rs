@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
-use crate::api;
+use crate::attendance::Attendance;
 use crate::boot::Boot;
 use crate::cli::{ReceiveArgs, RestoreArgs, RunArgs, VmArgs};
 use crate::console::{Destination, RawTerminal};
@@ -26,7 +26,6 @@ use crate::machine::{Machine, MachineConfig};
 use crate::migration::ownership::Owner;
 use crate::receive;
 use crate::snapshot::{Facts, Progress, Snapshot};
-use crate::status::Status;
 use crate::vcpu::{GuestStop, VcpuThreads};
 
 /// Why a machine is stopped.
@@ -46,7 +45,8 @@ pub fn run(args: &RunArgs, mut boot: Boot) -> Result<ExitCode> {
     let signals = catch_signals()?;
     let config = machine_config(&args.vm, args.memory, args.cpus, None)?;
     let machine = Machine::new(config, &mut boot)?;
-    drive(&args.vm, machine, signals, |machine| {
+    let attendance = Attendance::start(args.vm.api_socket.as_deref(), &machine.time)?;
+    drive(&args.vm, machine, attendance, signals, |machine| {
         Ok(machine.time.start()?)
     })
 }
@@ -73,11 +73,13 @@ pub fn restore(args: &RestoreArgs, snapshot: Snapshot) -> Result<ExitCode> {
     config.check_saved(&time)?;
     if time.is_guest_suspended() && args.vm.api_socket.is_none() {
         bail!(
-            "the guest of this snapshot has suspended itself, and nobody could wake it; give              --api-socket PATH, and then `pvtime ctl PATH resume`"
+            "the guest of this snapshot has suspended itself, and nobody could wake it; give \
+             --api-socket PATH, and then `pvtime ctl PATH resume`"
         );
     }
     let (machine, time) = Machine::restore(config, snapshot, &mut progress("loading"))?;
-    drive(&args.vm, machine, signals, |machine| {
+    let attendance = Attendance::start(args.vm.api_socket.as_deref(), &machine.time)?;
+    drive(&args.vm, machine, attendance, signals, |machine| {
         let begun = Instant::now();
         machine.time.restore(&time, Cause::Snapshot)?;
         if !args.paused && !machine.time.is_guest_suspended() {
@@ -99,8 +101,10 @@ pub fn receive(args: &ReceiveArgs) -> Result<ExitCode> {
     let Some(arrival) = receive::await_vm(args, signals.get_read())? else {
         return finish(Stop::Signal(signals.pending().next().unwrap_or(SIGTERM)));
     };
-    let (args, machine, takeover) = arrival.begin();
-    drive(&args, machine, signals, |machine| takeover.take(machine))
+    let (args, machine, attendance, takeover) = arrival.begin();
+    drive(&args, machine, attendance, signals, |machine| {
+        takeover.take(machine)
+    })
 }
 
 /// What a machine with these options is made of.
@@ -132,29 +136,24 @@ pub fn machine_config(
 fn drive(
     args: &VmArgs,
     mut machine: Machine,
+    attendance: Attendance,
     mut signals: Signals,
     begin: impl FnOnce(&Machine) -> Result<()>,
 ) -> Result<ExitCode> {
     let vcpus = machine.take_vcpus();
     let cpus = vcpus.len();
     let machine = Arc::new(machine);
-    let (has_begun, stop) = (Arc::new(AtomicBool::new(false)), Event::new()?);
-    let cancel = Event::new()?;
-    let server = args.api_socket.as_deref().map(|path| {
-        let status = Status::new(&args.id, &machine, &has_begun, &stop, &cancel)?;
-        api::Server::start(path, status)
-    });
-    let server = server.transpose()?;
+    let (signs, server) = attendance.attend(&args.id, &machine);
     let wake = Event::new()?;
     let threads = VcpuThreads::start(vcpus, &machine, &wake)?;
     let suspends = machine.serve_suspends()?;
     begin(&machine)?;
-    has_begun.store(true, Ordering::Release);
+    signs.has_begun.store(true, Ordering::Release);
     announce(cpus, &machine);
     let (terminal, mut input) = standard_input(args, &machine)?;
-    let stop = wait(&mut signals, &threads, &wake, &stop, &mut input);
+    let stop = wait(&mut signals, &threads, &wake, &signs.stop, &mut input);
     // A migration that is under way ends before the machine does.
-    cancel.raise();
+    signs.cancel.raise();
     drop((suspends, threads, terminal, server));
     if let Owner::Gone { to } = machine.ownership.owner() {
         eprintln!("pvtime: the VM is at {to} now");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 use pvtime::host::Cause;
@@ -19,7 +19,7 @@ use crate::api::answers::{
     StolenTime, Time, VcpuTime, VmState,
 };
 use crate::api::requests::Migrate;
-use crate::event::Event;
+use crate::attendance::Signs;
 use crate::history::{self, History, Sampled};
 use crate::leaving::Leaving;
 use crate::machine::Machine;
@@ -36,38 +36,23 @@ pub struct Status {
     machine: Arc<Machine>,
     time: Arc<VmTime>,
     history: History,
-    has_begun: Arc<AtomicBool>,
-    stop: Event,
+    signs: Signs,
     monitor: Monitor,
     snapshots: SnapshotMonitor,
-    cancel: Event,
 }
 
 impl Status {
-    /// For a machine with this name, whose time nobody else changes once it `has_begun`, and which
-    /// ends when `stop` is raised.
-    ///
-    /// # Errors
-    ///
-    /// Where no thread can be started.
-    pub fn new(
-        id: &str,
-        machine: &Arc<Machine>,
-        has_begun: &Arc<AtomicBool>,
-        stop: &Event,
-        cancel: &Event,
-    ) -> Result<Self> {
-        Ok(Self {
+    /// For a machine with this name, and the history of its time.
+    pub fn new(id: &str, machine: &Arc<Machine>, history: History, signs: Signs) -> Self {
+        Self {
             monitor: Monitor::default(),
             snapshots: SnapshotMonitor::default(),
-            cancel: cancel.clone(),
             id: id.into(),
             machine: Arc::clone(machine),
             time: Arc::clone(&machine.time),
-            history: History::start(Arc::clone(&machine.time))?,
-            has_begun: Arc::clone(has_begun),
-            stop: stop.clone(),
-        })
+            history,
+            signs,
+        }
     }
 }
 
@@ -77,7 +62,7 @@ impl Vm for Status {
     }
 
     fn state(&self) -> VmState {
-        if !self.has_begun.load(Ordering::Acquire) {
+        if !self.signs.has_begun.load(Ordering::Acquire) {
             return VmState::NotStarted;
         }
         match self.machine.ownership.owner() {
@@ -143,14 +128,14 @@ impl Vm for Status {
     }
 
     fn migrate(&self, request: &Migrate) -> Result<MigrationReport> {
-        self.cancel.clear();
+        self.signs.cancel.clear();
         self.monitor.begin(request.destination.to_string());
         let leaving = Leaving {
             id: &self.id,
             machine: &self.machine,
             request,
         };
-        let report = leaving.leave(&self.monitor, &self.cancel);
+        let report = leaving.leave(&self.monitor, &self.signs.cancel);
         let is_moved = report.as_ref().is_ok_and(|it| it.outcome == Outcome::Moved);
         self.monitor.update(|it| {
             it.phase = match &report {
@@ -160,7 +145,7 @@ impl Vm for Status {
             }
         });
         if is_moved {
-            self.stop.raise();
+            self.signs.stop.raise();
         }
         report
     }
@@ -170,7 +155,7 @@ impl Vm for Status {
     }
 
     fn cancel_migration(&self) {
-        self.cancel.raise();
+        self.signs.cancel.raise();
     }
 
     fn prepare_sleep(&self) -> Result<Prepared> {
@@ -208,7 +193,7 @@ impl Vm for Status {
     }
 
     fn stop(&self) {
-        self.stop.raise();
+        self.signs.stop.raise();
     }
 }
 

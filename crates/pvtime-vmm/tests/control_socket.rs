@@ -32,11 +32,13 @@ fn setup() -> Setup {
     let folder = TempDir::new().unwrap();
     let socket = folder.path().join("vm.sock");
     let vm = FakeVm::started();
+    let server = Server::start(&socket).unwrap();
+    server.serve(vm.clone());
     Setup {
-        server: Server::start(&socket, vm.clone()).unwrap(),
         folder,
         socket,
         vm,
+        server,
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Builder, JoinHandle, Scope};
 use std::time::{Duration, Instant};
 
@@ -41,32 +41,37 @@ const FAREWELL: Duration = Duration::from_millis(200);
 /// How long to wait with the next client when the process has no file descriptor left for it.
 const WITHOUT_DESCRIPTORS: Duration = Duration::from_millis(100);
 
+/// What is told to whoever asks before there is a VM.
+const NO_VM: &str = "the VM has not arrived yet; ask again when it has";
+
 /// A control socket. Dropping it ends its threads and removes the socket.
 pub struct Server {
     path: PathBuf,
     /// Device and inode of the socket.
     file: (u64, u64),
-    api: Arc<Api>,
+    /// Of the VM, once there is one.
+    api: Arc<OnceLock<Api>>,
     stop: Event,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Makes the socket, for this user alone, and answers there.
+    /// Makes the socket, for this user alone, and answers there that there is no VM, until it has one
+    /// to [serve](Self::serve).
     ///
     /// To be called before other threads make files: the mask for their modes is the process's.
     ///
     /// # Errors
     ///
     /// Where the path is taken or cannot be made.
-    pub fn start(path: &Path, vm: impl Vm) -> Result<Self> {
-        Self::start_with(path, vm, LIMITS)
+    pub fn start(path: &Path) -> Result<Self> {
+        Self::start_with(path, LIMITS)
     }
 
-    fn start_with(path: &Path, vm: impl Vm, limits: Limits) -> Result<Self> {
+    fn start_with(path: &Path, limits: Limits) -> Result<Self> {
         let listener = bind(path)?;
         let metadata = fs::symlink_metadata(path).context("the control socket is gone")?;
-        let api = Arc::new(Api::new(vm));
+        let api = Arc::new(OnceLock::new());
         let stop = Event::new()?;
         let (its_api, its_stop) = (Arc::clone(&api), stop.clone());
         let thread = Builder::new()
@@ -81,12 +86,24 @@ impl Server {
             thread: Some(thread),
         })
     }
+
+    /// Answers for this VM from now on.
+    ///
+    /// # Panics
+    ///
+    /// If it has one.
+    pub fn serve(&self, vm: impl Vm) {
+        let given = self.api.set(Api::new(vm));
+        assert!(given.is_ok(), "the control socket of another VM");
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         // Whoever waits for a record would hold up the end.
-        self.api.vm().records().finish();
+        if let Some(api) = self.api.get() {
+            api.vm().records().finish();
+        }
         self.stop.raise();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -127,7 +144,7 @@ fn is_abandoned(path: &Path) -> bool {
     is_socket && UnixStream::connect(path).is_err_and(refuses)
 }
 
-fn serve(listener: &UnixListener, api: &Api, stop: &Event, limits: Limits) {
+fn serve(listener: &UnixListener, api: &OnceLock<Api>, stop: &Event, limits: Limits) {
     let open = Open::default();
     thread::scope(|scope| {
         let accept = || match listener.accept() {
@@ -139,7 +156,8 @@ fn serve(listener: &UnixListener, api: &Api, stop: &Event, limits: Limits) {
             accept();
         }
         let until = Instant::now() + FAREWELL;
-        while api.expects_followers() && last_client(listener, until) {
+        let expects_followers = || api.get().is_some_and(Api::expects_followers);
+        while expects_followers() && last_client(listener, until) {
             accept();
         }
         open.hang_up();
@@ -170,7 +188,7 @@ fn admit<'scope>(
     scope: &'scope Scope<'scope, '_>,
     open: &'scope Open,
     stream: UnixStream,
-    api: &'scope Api,
+    api: &'scope OnceLock<Api>,
     limits: Limits,
 ) {
     let stream = Arc::new(stream);
@@ -185,23 +203,28 @@ fn admit<'scope>(
         started.is_ok()
     });
     if !admitted {
-        let fault = Fault {
-            status: 503,
-            message: format!(
-                "{} connections are open; close one, or ask again in a moment",
-                limits.connections
-            ),
-        };
         // It fits into the socket's buffer: nobody is waited for.
         let _ = stream.set_nonblocking(true);
-        let _ = Response::fault(&fault).write(&mut &*stream);
+        let _ = unavailable(format!(
+            "{} connections are open; close one, or ask again in a moment",
+            limits.connections
+        ))
+        .write(&mut &*stream);
     }
 }
 
+fn unavailable(message: String) -> Response {
+    let status = 503;
+    Response::fault(&Fault { status, message })
+}
+
 /// Takes one request and answers it.
-fn converse(stream: &UnixStream, api: &Api, patience: Duration) -> io::Result<()> {
+fn converse(stream: &UnixStream, api: &OnceLock<Api>, patience: Duration) -> io::Result<()> {
     let response = match Request::read(&mut Timed::new(stream, patience)) {
-        Ok(request) => api.answer(&request),
+        Ok(request) => match api.get() {
+            Some(api) => api.answer(&request),
+            None => unavailable(NO_VM.into()),
+        },
         Err(error) => match error.fault() {
             Some(fault) => Response::fault(&fault),
             None => return Ok(()),

@@ -26,11 +26,13 @@ fn setup_with(limits: Limits) -> Setup {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("vm.sock");
     let vm = FakeVm::started();
+    let server = Server::start_with(&path, limits).unwrap();
+    server.serve(vm.clone());
     Setup {
-        server: Server::start_with(&path, vm.clone(), limits).unwrap(),
         client: Client::new(&path),
         path,
         vm,
+        server,
         _folder: folder,
     }
 }
@@ -77,6 +79,26 @@ fn the_socket_is_for_its_owner_and_goes_with_the_server() {
     assert!(error.starts_with("cannot reach a VM at "), "{error}");
 }
 
+/// `pvtime receive` has it before its VM is there.
+#[test]
+fn a_server_without_a_vm_says_so_until_it_has_one() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("vm.sock");
+    let server = Server::start(&path).unwrap();
+    let client = Client::new(&path);
+    let error = client.get::<Instance>("/").unwrap_err();
+    assert!(error.to_string().contains(NO_VM), "{error}");
+    let error = pause(&client).unwrap_err();
+    assert!(error.to_string().contains(NO_VM), "{error}");
+    server.serve(FakeVm::started());
+    assert_eq!(client.get::<Instance>("/").unwrap().state, VmState::Running);
+
+    drop(server);
+    let server = Server::start(&path).unwrap();
+    drop(server);
+    assert!(!path.exists());
+}
+
 #[test]
 fn a_socket_that_took_its_place_is_left_alone() {
     let setup = setup();
@@ -90,12 +112,7 @@ fn a_socket_that_took_its_place_is_left_alone() {
 fn a_path_that_is_taken_is_left_alone() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("taken");
-    let refusal = || {
-        Server::start(&path, FakeVm::started())
-            .err()
-            .unwrap()
-            .to_string()
-    };
+    let refusal = || Server::start(&path).err().unwrap().to_string();
 
     fs::write(&path, "precious").unwrap();
     let error = refusal();
@@ -115,7 +132,7 @@ fn a_path_that_is_taken_is_left_alone() {
     );
     fs::remove_file(&path).unwrap();
 
-    let other = Server::start(&path, FakeVm::started()).unwrap();
+    let other = Server::start(&path).unwrap();
     let error = refusal();
     assert!(error.contains("a path that does not exist"), "{error}");
     drop(other);
