@@ -205,7 +205,9 @@ impl Blank {
                 .context("cannot connect the interrupt of paused time")?;
         }
         // What a vCPU is depends on the interrupt controller.
-        let registers = vcpus.iter().map(|(vcpu, _)| FreshRegisters::read(vcpu));
+        let registers = vcpus
+            .iter()
+            .map(|(vcpu, _)| FreshRegisters::read(vcpu, &vcpu_init));
         let fresh = Fresh {
             vcpus: registers.collect::<Result<_, _>>()?,
             gic: FreshGic::read(&gic, &affinities)?,
@@ -270,10 +272,9 @@ impl Blank {
         let ram = RAM..RAM + (config.memory_mib << 20);
         let suspension = Suspension::new(ram, state.and_then(|it| it.suspend_call));
         let gic_implementation = gic::implementation(&self.gic)?;
-        let profiles = self.fresh.vcpus.iter().enumerate().map(|(index, fresh)| {
-            let state = state.map(|state| &state.vcpus[index]);
-            fresh.profile(&self.vcpu_init, state)
-        });
+        let profiles = self.fresh.vcpus.into_iter().enumerate();
+        let profiles = profiles
+            .map(|(index, fresh)| fresh.into_profile(state.map(|state| &state.vcpus[index])));
         Ok(Machine {
             profiles: profiles.collect(),
             vm,

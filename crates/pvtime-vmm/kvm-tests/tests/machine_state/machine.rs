@@ -253,7 +253,7 @@ impl Machine {
     pub fn put_what_differs(&mut self, vcpus: &[VcpuState], gic: &GicState) {
         self.profiles = profiles(&self.vcpus, &self.init, vcpus);
         for (vcpu, state) in self.vcpus.iter().zip(vcpus) {
-            let fresh = FreshRegisters::read(vcpu).unwrap();
+            let fresh = FreshRegisters::read(vcpu, &self.init).unwrap();
             state.restore(vcpu, &self.init, &fresh).unwrap();
         }
         let fresh = FreshGic::read(&self.gic, &AFFINITIES).unwrap();
@@ -264,8 +264,8 @@ impl Machine {
 /// What vCPUs are that have not run, once these states are in them, if there are any.
 fn profiles(vcpus: &[VcpuFd], init: &kvm_vcpu_init, states: &[VcpuState]) -> Vec<CpuProfile> {
     let profile = |(index, vcpu)| {
-        let fresh = FreshRegisters::read(vcpu).unwrap();
-        fresh.profile(init, states.get(index))
+        let fresh = FreshRegisters::read(vcpu, init).unwrap();
+        fresh.into_profile(states.get(index))
     };
     vcpus.iter().enumerate().map(profile).collect()
 }

@@ -80,7 +80,7 @@ pub enum Error {
 }
 
 impl VcpuState {
-    /// Reads the state of a vCPU of this [profile](FreshRegisters::profile) that no thread runs. What
+    /// Reads the state of a vCPU of this [profile](FreshRegisters::into_profile) that no thread runs. What
     /// is in the profile is not read again: its VM stands still meanwhile.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl VcpuState {
         }
         for register in &self.registers {
             // However it came in there: a VM's time has another owner.
-            let is_there = fresh.get(register.id) == Some(register);
+            let is_there = fresh.values.get(&register.id) == Some(&register.value);
             if !is_there && !is_time_register(register.id.0) {
                 write(vcpu, register)?;
             }
@@ -141,41 +141,39 @@ impl VcpuState {
 /// for is to write the others. By default nothing is known of them.
 #[derive(Clone, Debug, Default)]
 pub struct FreshRegisters {
-    /// In the order in which they are restored.
-    registers: Vec<Register>,
-    /// Where each is among them.
-    places: HashMap<RegisterId, usize>,
+    profile: CpuProfile,
+    values: HashMap<RegisterId, Vec<u8>>,
 }
 
 impl FreshRegisters {
-    /// Reads them.
+    /// Reads them from a vCPU that was made with `init`.
     ///
     /// # Errors
     ///
     /// What KVM refuses.
-    pub fn read(vcpu: &VcpuFd) -> Result<Self, Error> {
+    pub fn read(vcpu: &VcpuFd, init: &kvm_vcpu_init) -> Result<Self, Error> {
         let registers = saved_ids(vcpu)?.into_iter().map(|id| read(vcpu, id));
         let registers = registers.collect::<Result<Vec<_>, _>>()?;
-        let places = registers.iter().enumerate().map(|(at, it)| (it.id, at));
         Ok(Self {
-            places: places.collect(),
-            registers,
+            profile: CpuProfile::new(lasting_features(init), &registers),
+            values: registers.into_iter().map(|it| (it.id, it.value)).collect(),
         })
     }
 
-    fn get(&self, id: RegisterId) -> Option<&Register> {
-        Some(&self.registers[*self.places.get(&id)?])
-    }
-
-    /// What the vCPU is, which was made with `init` and into which that state was put, if there is
-    /// one.
+    /// What the vCPU is once that state was put into it, if there is one.
     #[must_use]
-    pub fn profile(&self, init: &kvm_vcpu_init, state: Option<&VcpuState>) -> CpuProfile {
-        let mut profile = CpuProfile::new(lasting_features(init), &self.registers);
-        let restored = state.map_or(Vec::new(), |state| state.profile().identity);
-        for own in &mut profile.identity {
-            if let Some(restored) = restored.iter().find(|it| it.id == own.id) {
-                own.clone_from(restored);
+    pub fn into_profile(self, state: Option<&VcpuState>) -> CpuProfile {
+        let Self {
+            mut profile,
+            values,
+        } = self;
+        let put = state.iter().flat_map(|state| &state.registers);
+        let identity = put.filter(|it| it.id.step() != Step::Rest);
+        for register in identity.filter(|it| values.get(&it.id) != Some(&it.value)) {
+            let known = profile.identity.iter_mut().find(|it| it.id == register.id);
+            // One that KVM takes and does not list is not saved either.
+            if let Some(known) = known {
+                known.clone_from(register);
             }
         }
         profile
