@@ -29,8 +29,7 @@ pub struct Signs {
 
 /// What attends to a machine that may have yet to arrive.
 pub struct Attendance {
-    /// What is told on the way.
-    pub signs: Signs,
+    signs: Signs,
     control: Option<(Server, History)>,
 }
 
