@@ -10,7 +10,7 @@ pub const RAM: u64 = 0x4000_0000;
 pub const MEMORY: usize = 1 << 20;
 
 /// What a stream begins with.
-pub const HELLO: [u8; 16] = *b"PVTIMEMV\x01\0\0\0\0\0\0\0";
+pub const HELLO: [u8; 16] = *b"PVTIMEMV\x02\0\0\0\0\0\0\0";
 
 pub static OFFER: LazyLock<Value> = LazyLock::new(|| {
     json!({

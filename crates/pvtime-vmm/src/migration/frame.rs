@@ -28,7 +28,7 @@ use super::wire::Wire;
 use crate::failure::printable;
 
 /// The version of the stream that this version writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What a stream begins with.
 const MAGIC: [u8; 8] = *b"PVTIMEMV";

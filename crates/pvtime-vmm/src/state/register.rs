@@ -5,6 +5,7 @@ use std::num::ParseIntError;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_bytes::{ByteBuf, Bytes};
 
 /// What KVM calls a register. The numbers are ABI (`arch/arm64/include/uapi/asm/kvm.h`): bits 63 to
 /// 60 the architecture, 55 to 52 the size, 27 to 16 the kind, 15 to 0 the register.
@@ -223,7 +224,7 @@ impl Serialize for Register {
         if serializer.is_human_readable() {
             <(String, String)>::from(self.clone()).serialize(serializer)
         } else {
-            (self.id.0, &self.value).serialize(serializer)
+            (self.id.0, Bytes::new(&self.value)).serialize(serializer)
         }
     }
 }
@@ -234,8 +235,8 @@ impl<'de> Deserialize<'de> for Register {
             let text = <(String, String)>::deserialize(deserializer)?;
             return Self::try_from(text).map_err(D::Error::custom);
         }
-        let (id, value) = <(u64, Vec<u8>)>::deserialize(deserializer)?;
-        let id = RegisterId(id);
+        let (id, value) = <(u64, ByteBuf)>::deserialize(deserializer)?;
+        let (id, value) = (RegisterId(id), value.into_vec());
         if value.len() != id.size() {
             let bytes = value.len();
             return Err(D::Error::custom(ParseError::Length { id, bytes }));
@@ -347,6 +348,8 @@ mod tests {
             value: 0x0123_4567_89ab_cdefu64.to_le_bytes().into(),
         };
         let packed = rmp_serde::to_vec_named(&register).unwrap();
+        let (array, id, bytes) = (1, 9, 2 + 8);
+        assert_eq!(packed.len(), array + id + bytes);
         let read: Register = rmp_serde::from_slice(&packed).unwrap();
         assert_eq!(read, register);
         let packed = rmp_serde::to_vec_named(&(X0.0, vec![0u8; 7])).unwrap();

@@ -77,8 +77,8 @@ fn hellos(stream: &Stream) -> Vec<Attack> {
         attack("nothing", Vec::new(), "the connection ended"),
         attack("another protocol", request, "no pvtime that moves VMs"),
         attack("wrong magic", with(7, b'W'), "no pvtime that moves VMs"),
-        attack("a newer version", with(8, 2), "speaks version 2"),
-        attack("an older version", with(8, 0), "speaks version 0"),
+        attack("a newer version", with(8, 3), "speaks version 3"),
+        attack("an older version", with(8, 1), "speaks version 1"),
     ]
 }
 

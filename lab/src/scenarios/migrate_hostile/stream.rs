@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_stream_is_taken_apart_only_if_its_checksums_are_right() {
-        let hello = b"PVTIMEMV\x01\0\0\0\0\0\0\0";
+        let hello = b"PVTIMEMV\x02\0\0\0\0\0\0\0";
         let offer = br#"{"memory":[{"start":4096,"bytes":8192}]}"#;
         let forged = Forged::new(hello).frame(OFFER, offer).frame(ROUND, &[0; 4]);
         let stream = Stream::parse(&forged.bytes).unwrap();

@@ -37,7 +37,7 @@ fn said_to(bytes: &[u8]) -> String {
     })
 }
 
-const HELLO: [u8; 16] = *b"PVTIMEMV\x01\0\0\0\0\0\0\0";
+const HELLO: [u8; 16] = *b"PVTIMEMV\x02\0\0\0\0\0\0\0";
 
 /// A stream that is right in all but what it says.
 #[derive(Default)]
@@ -122,10 +122,10 @@ fn who_is_no_pvtime_is_refused_at_once() {
 #[test]
 fn another_version_is_refused_with_both_numbers() {
     let mut hello = HELLO;
-    for version in [0u32, 2, u32::MAX] {
+    for version in [0u32, 1, 3, u32::MAX] {
         hello[8..12].copy_from_slice(&version.to_le_bytes());
         let said = said_to(&hello);
-        let expected = format!("speaks version {version} of the stream and this one 1");
+        let expected = format!("speaks version {version} of the stream and this one 2");
         assert!(said.contains(&expected), "{said}");
     }
 }
