@@ -2,28 +2,28 @@
 
 use super::replugged::Replugged;
 use super::three_guests::PROC_STAT_LIMIT_MS;
-use super::watch::{Figures, structure};
-use crate::guest::{Guest, GuestSpec};
+use super::watch::{Figures, ms, structure};
+use crate::guest::{Guest, GuestImage, GuestSpec};
 use crate::host::Host;
 use crate::interrupt::sleep;
 use crate::report::{Check, Limit};
 use crate::scenario::Stage;
-use anyhow::{Result, bail};
-use guest_protocol::{Action, Workload};
-use std::time::Duration;
+use crate::status::Status;
+use anyhow::{Context, Result, bail};
+use guest_protocol::Workload;
+use std::time::{Duration, Instant};
 
 const VCPUS: u32 = 4;
 
-/// Pairs of its CPUs that compete for one host CPU, and for how long: each CPU loses another amount,
-/// about 150, 450, 1050 and 750 ms.
-const RIVALS: [([u32; 2], Duration); 3] = [
-    ([0, 1], Duration::from_millis(300)),
-    ([1, 2], Duration::from_millis(600)),
-    ([2, 3], Duration::from_millis(1500)),
-];
+/// How much more than the one before it each CPU is to have lost, in the order of what they lost in
+/// their boot. Some of it goes while the figures are taken: idle CPUs lose a little at every wake-up.
+const LEAD_NS: u64 = 500_000_000;
 
-/// They lost other amounts before, which may make up for that once, but not every time.
-const ROUNDS_MAX: usize = 5;
+/// Longest time for it; beside one rival it takes seconds.
+const LEAD_LIMIT: Duration = Duration::from_secs(60);
+
+/// How often a CPU that loses time is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What was seen of the guest.
 #[derive(Default)]
@@ -75,43 +75,68 @@ impl FourVcpus {
     }
 }
 
-/// Loads the CPUs unevenly until no two structures are alike, so that a CPU which reads another's
-/// shows, and takes the figures of each.
+/// Has the CPUs lose different amounts, so that one which reads another's structure shows, and takes
+/// the figures of each.
 fn figures_apart(guest: &mut Guest, host: &mut Host) -> Result<Vec<Figures>> {
-    for _ in 0..ROUNDS_MAX {
-        load_unevenly(guest, host)?;
-        let all = figures_of_each(guest, host)?;
-        if are_apart(&all)? {
-            return Ok(all);
-        }
+    let mut rival = Guest::start(
+        &GuestSpec {
+            image: GuestImage::El1,
+            memory_mib: 64,
+            workload: Workload::Spin,
+            ..GuestSpec::new("rival")
+        },
+        host,
+    )?;
+    rival.await_hello(host)?;
+    rival.pin(host, &[0], &[2])?;
+    lose_apart(guest, host)?;
+    rival.power_off(host)?;
+    let all = figures_of_each(guest, host)?;
+    if !are_apart(&all)? {
+        let last = all.last().context("no vCPUs")?;
+        bail!("vCPUs are to have lost different amounts: {:?}", last.after)
     }
-    bail!("two vCPUs had lost the same amount after each of {ROUNDS_MAX} rounds")
+    Ok(all)
 }
 
-fn load_unevenly(guest: &mut Guest, host: &mut Host) -> Result<()> {
-    guest.pin_vcpus(host, |_| &[0])?;
-    for (rivals, time) in RIVALS {
-        for cpu in rivals {
-            guest.ask(
-                host,
-                Action::SetWorkload {
-                    cpu,
-                    workload: Workload::Busy,
-                },
-            )?;
-        }
-        sleep(time)?;
-        for cpu in rivals {
-            guest.ask(
-                host,
-                Action::SetWorkload {
-                    cpu,
-                    workload: Workload::Idle,
-                },
-            )?;
-        }
+/// Has one CPU after another lose time to a rival on the first host CPU, until it leads those before it.
+fn lose_apart(guest: &mut Guest, host: &mut Host) -> Result<()> {
+    let at_start = guest.status(host)?;
+    let mut in_order = (0..VCPUS)
+        .map(|cpu| Ok((lost_ns(&at_start, cpu)?, cpu)))
+        .collect::<Result<Vec<_>>>()?;
+    in_order.sort_unstable();
+    for pair in in_order.windows(2) {
+        let (before, cpu) = (pair[0].1, pair[1].1);
+        let target_ns = lost_ns(&guest.status(host)?, before)? + LEAD_NS;
+        lose(guest, host, cpu, target_ns)?;
     }
     Ok(())
+}
+
+/// Keeps a CPU busy beside the rival until it has lost this much.
+fn lose(guest: &mut Guest, host: &mut Host, cpu: u32, target_ns: u64) -> Result<()> {
+    guest.pin_vcpus(host, |vcpu| if vcpu == cpu { &[0] } else { &[1] })?;
+    guest.set_workload(host, cpu, Workload::Busy)?;
+    let start = Instant::now();
+    loop {
+        let lost_ns = lost_ns(&guest.status(host)?, cpu)?;
+        if lost_ns >= target_ns {
+            return guest.set_workload(host, cpu, Workload::Idle);
+        }
+        if start.elapsed() >= LEAD_LIMIT {
+            bail!(
+                "vCPU {cpu} lost {:.0} ms to a rival in {LEAD_LIMIT:?}, of {:.0} ms",
+                ms(lost_ns),
+                ms(target_ns)
+            );
+        }
+        sleep(LOOK_EVERY)?;
+    }
+}
+
+fn lost_ns(status: &Status, cpu: u32) -> Result<u64> {
+    Ok(structure(status, cpu as usize)?.stolen_ns)
 }
 
 fn are_apart(all: &[Figures]) -> Result<bool> {
@@ -151,7 +176,7 @@ fn found_its_own(figures: &Figures, cpu: usize) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{Generation, Status, Structure, VcpuStatus};
+    use crate::status::{Generation, Structure, VcpuStatus};
     use guest_protocol::report::Sample;
 
     const MS: u64 = 1_000_000;
