@@ -3,7 +3,6 @@
 //! All of it that can fail or take long is there before the machine is whole. A VM that arrives from
 //! another host stands still until it is, and from then on nothing may end it but what ends the VM.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -30,32 +29,29 @@ pub struct Signs {
 /// What attends to a machine that may have yet to arrive.
 pub struct Attendance {
     signs: Signs,
-    control: Option<(Server, History)>,
+    control: Option<(Arc<Server>, History)>,
 }
 
 impl Attendance {
-    /// Makes the control socket, if there is to be one, and samples this time.
+    /// Samples this time for whoever will ask the control socket for it, if there is one.
     ///
     /// # Errors
     ///
-    /// Where the path is taken or cannot be made, and where no thread can be started.
-    pub fn start(api_socket: Option<&Path>, time: &Arc<VmTime>) -> Result<Self> {
-        let start = |path| {
-            let server = Server::start(path)?;
-            anyhow::Ok((server, History::start(Arc::clone(time))?))
-        };
+    /// Where no thread can be started.
+    pub fn start(control: Option<Arc<Server>>, time: &Arc<VmTime>) -> Result<Self> {
+        let sample = |server| anyhow::Ok((server, History::start(Arc::clone(time))?));
         Ok(Self {
             signs: Signs {
                 has_begun: Arc::default(),
                 stop: Event::new()?,
                 cancel: Event::new()?,
             },
-            control: api_socket.map(start).transpose()?,
+            control: control.map(sample).transpose()?,
         })
     }
 
     /// Answers for the machine of this name from now on, until the result is dropped.
-    pub fn attend(self, id: &str, machine: &Arc<Machine>) -> (Signs, Option<Server>) {
+    pub fn attend(self, id: &str, machine: &Arc<Machine>) -> (Signs, Option<Arc<Server>>) {
         let Self { signs, control } = self;
         let server = control.map(|(server, history)| {
             server.serve(Status::new(id, machine, history, signs.clone()));

@@ -118,10 +118,11 @@ pub struct Blank {
     generation_page: GuestMemoryMmap,
 }
 
-/// What a machine that was just made holds.
+/// What a machine that was just made holds: it need not be written once more where somebody waits.
 struct Fresh {
     /// In order.
     vcpus: Vec<FreshRegisters>,
+    /// Read where a state is to come while its VM stands still.
     gic: FreshGic,
 }
 
@@ -183,8 +184,7 @@ impl Machine {
 }
 
 impl Blank {
-    /// Builds a machine around its memory, all but its devices. What it holds is read, so that a state
-    /// that comes later is put into it in little time.
+    /// Builds a machine around its memory, all but its devices.
     fn new(host: &Host, config: MachineConfig, memory: GuestMemoryMmap) -> Result<Self> {
         let vm = host.kvm.create_vm();
         let vm = Arc::new(vm.context("cannot create a virtual machine")?);
@@ -210,7 +210,7 @@ impl Blank {
             .map(|(vcpu, _)| FreshRegisters::read(vcpu, &vcpu_init));
         let fresh = Fresh {
             vcpus: registers.collect::<Result<_, _>>()?,
-            gic: FreshGic::read(&gic, &affinities)?,
+            gic: FreshGic::default(),
         };
         Ok(Self {
             vm,
@@ -250,15 +250,16 @@ impl Blank {
         self.generation_page
             .write_slice(&generation.id.0, GuestAddress(GENERATION.base))
             .expect("the page is longer than that");
-        let devices = match state {
-            Some(state) => {
-                self.restore_vcpus(&state.vcpus)?;
-                state
-                    .gic
-                    .restore(&self.gic, &self.affinities, &self.fresh.gic)?;
-                &state.devices
-            }
-            None => &DeviceStates::default(),
+        let (profiles, devices) = if let Some(state) = state {
+            let profiles = self.restore_vcpus(&state.vcpus)?;
+            state
+                .gic
+                .restore(&self.gic, &self.affinities, &self.fresh.gic)?;
+            (profiles, &state.devices)
+        } else {
+            let fresh = self.fresh.vcpus.iter();
+            let profiles = fresh.map(|it| it.profile().clone()).collect();
+            (profiles, &DeviceStates::default())
         };
         let Self { vm, config, .. } = self;
         let mut bus = Bus::default();
@@ -272,11 +273,7 @@ impl Blank {
         let ram = RAM..RAM + (config.memory_mib << 20);
         let suspension = Suspension::new(ram, state.and_then(|it| it.suspend_call));
         let gic_implementation = gic::implementation(&self.gic)?;
-        let profiles = self.fresh.vcpus.into_iter().enumerate();
-        let profiles = profiles
-            .map(|(index, fresh)| fresh.into_profile(state.map(|state| &state.vcpus[index])));
         Ok(Machine {
-            profiles: profiles.collect(),
             vm,
             vcpus: self.vcpus,
             bus: Arc::new(bus),
@@ -288,6 +285,7 @@ impl Blank {
             time: self.time,
             vcpu_init: self.vcpu_init,
             affinities: self.affinities,
+            profiles: profiles.into(),
             time_args: config.time,
             gic: self.gic,
             gic_implementation,

@@ -1,11 +1,13 @@
 //! `pvtime receive`: awaits a VM from another host, and hands it to whoever runs it.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 use vm_memory::GuestMemoryMmap;
 
+use crate::api::Server;
 use crate::attendance::Attendance;
 use crate::cli::{ReceiveArgs, SecurityArgs, VmArgs};
 use crate::failure::{self, printable};
@@ -17,7 +19,7 @@ use crate::migration::message::{Answer, Offer};
 use crate::migration::receive::{self, Arrived, Destination, Taken, Visit};
 use crate::migration::transport::{Door, Security};
 use crate::migration::wire::Wire;
-use crate::run::machine_config;
+use crate::run::{control_socket, machine_config};
 
 /// A VM that arrived, and the source that waits for what becomes of it.
 pub struct Arrival {
@@ -37,13 +39,15 @@ pub struct Arrival {
 ///
 /// Where nothing can be awaited.
 pub fn await_vm(args: &ReceiveArgs, cancel: &impl AsFd) -> Result<Option<Arrival>> {
+    let control = control_socket(args.api_socket.as_deref())?;
+    let mut here = Here { args, control };
     let door = Security::try_from(&args.security)?.listen(&args.address)?;
     let address = door.address();
     let address = address.as_ref().unwrap_or(&args.address);
     let over = if door.is_secured() { " over TLS" } else { "" };
     eprintln!("pvtime: waiting for a VM at {address}{over}");
     while !is_cancelled(&door, cancel)? {
-        match visit(args, &door, cancel) {
+        match here.visit(&door, cancel) {
             Ok(Some(arrival)) => return Ok(Some(arrival)),
             Ok(None) => {}
             Err(error) => eprintln!(
@@ -67,27 +71,6 @@ fn is_cancelled(door: &Door, cancel: &impl AsFd) -> Result<bool> {
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("cannot wait for a connection"),
         }
-    }
-}
-
-/// Hears one connection to its end or to a VM.
-fn visit(args: &ReceiveArgs, door: &Door, cancel: &impl AsFd) -> Result<Option<Arrival>> {
-    let cancel: OwnedFd = cancel.as_fd().try_clone_to_owned()?;
-    let Some(wire) = door.accept(Some(cancel))? else {
-        return Ok(None);
-    };
-    let mut channel = Channel::open(wire, HELLO_PATIENCE)?;
-    match receive::receive(&mut channel, &mut Here(args))? {
-        Visit::Asked { who, refusals } if refusals.is_empty() => {
-            eprintln!("pvtime: {who:?} would be taken");
-            Ok(None)
-        }
-        Visit::Asked { who, refusals } => {
-            let refusals = printable(&refusals.join("; "));
-            eprintln!("pvtime: {who:?} is not taken: {refusals}");
-            Ok(None)
-        }
-        Visit::Arrived(arrived) => assemble(args, *arrived, channel).map(Some),
     }
 }
 
@@ -195,7 +178,11 @@ impl Takeover {
 }
 
 /// This host.
-struct Here<'a>(&'a ReceiveArgs);
+struct Here<'a> {
+    args: &'a ReceiveArgs,
+    /// There is no VM behind it yet.
+    control: Option<Arc<Server>>,
+}
 
 /// A machine that is awaited, and what is there for it.
 struct Awaited {
@@ -213,8 +200,7 @@ impl Destination for Here<'_> {
     fn prepare(&mut self, offer: &Offer) -> Result<Awaited> {
         let blank = Blank::prepare(self.config(offer)?)?;
         blank.try_out(offer)?;
-        let api_socket = self.0.api_socket.as_deref();
-        let attendance = Attendance::start(api_socket, blank.time())?;
+        let attendance = Attendance::start(self.control.clone(), blank.time())?;
         Ok(Awaited { blank, attendance })
     }
 
@@ -224,8 +210,29 @@ impl Destination for Here<'_> {
 }
 
 impl Here<'_> {
+    /// Hears one connection to its end or to a VM.
+    fn visit(&mut self, door: &Door, cancel: &impl AsFd) -> Result<Option<Arrival>> {
+        let cancel: OwnedFd = cancel.as_fd().try_clone_to_owned()?;
+        let Some(wire) = door.accept(Some(cancel))? else {
+            return Ok(None);
+        };
+        let mut channel = Channel::open(wire, HELLO_PATIENCE)?;
+        match receive::receive(&mut channel, self)? {
+            Visit::Asked { who, refusals } if refusals.is_empty() => {
+                eprintln!("pvtime: {who:?} would be taken");
+                Ok(None)
+            }
+            Visit::Asked { who, refusals } => {
+                let refusals = printable(&refusals.join("; "));
+                eprintln!("pvtime: {who:?} is not taken: {refusals}");
+                Ok(None)
+            }
+            Visit::Arrived(arrived) => assemble(self.args, *arrived, channel).map(Some),
+        }
+    }
+
     fn config(&self, offer: &Offer) -> Result<MachineConfig> {
-        let args = vm_args(self.0, offer);
+        let args = vm_args(self.args, offer);
         machine_config(&args, offer.memory_bytes() >> 20, offer.vcpus, None)
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +17,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
+use crate::api::Server;
 use crate::attendance::Attendance;
 use crate::boot::Boot;
 use crate::cli::{ReceiveArgs, RestoreArgs, RunArgs, VmArgs};
@@ -45,7 +47,8 @@ pub fn run(args: &RunArgs, mut boot: Boot) -> Result<ExitCode> {
     let signals = catch_signals()?;
     let config = machine_config(&args.vm, args.memory, args.cpus, None)?;
     let machine = Machine::new(config, &mut boot)?;
-    let attendance = Attendance::start(args.vm.api_socket.as_deref(), &machine.time)?;
+    let control = control_socket(args.vm.api_socket.as_deref())?;
+    let attendance = Attendance::start(control, &machine.time)?;
     drive(&args.vm, machine, attendance, signals, |machine| {
         Ok(machine.time.start()?)
     })
@@ -78,7 +81,8 @@ pub fn restore(args: &RestoreArgs, snapshot: Snapshot) -> Result<ExitCode> {
         );
     }
     let (machine, time) = Machine::restore(config, snapshot, &mut progress("loading"))?;
-    let attendance = Attendance::start(args.vm.api_socket.as_deref(), &machine.time)?;
+    let control = control_socket(args.vm.api_socket.as_deref())?;
+    let attendance = Attendance::start(control, &machine.time)?;
     drive(&args.vm, machine, attendance, signals, |machine| {
         let begun = Instant::now();
         machine.time.restore(&time, Cause::Snapshot)?;
@@ -105,6 +109,15 @@ pub fn receive(args: &ReceiveArgs) -> Result<ExitCode> {
     drive(&args, machine, attendance, signals, |machine| {
         takeover.take(machine)
     })
+}
+
+/// Makes the control socket, if there is to be one.
+///
+/// # Errors
+///
+/// Where the path is taken or cannot be made.
+pub fn control_socket(path: Option<&Path>) -> Result<Option<Arc<Server>>> {
+    Ok(path.map(Server::start).transpose()?.map(Arc::new))
 }
 
 /// What a machine with these options is made of.
@@ -150,7 +163,7 @@ fn drive(
     begin(&machine)?;
     signs.has_begun.store(true, Ordering::Release);
     announce(cpus, &machine);
-    let (terminal, mut input) = standard_input(args, &machine)?;
+    let (terminal, mut input) = standard_input(args, &machine);
     let stop = wait(&mut signals, &threads, &wake, &signs.stop, &mut input);
     // A migration that is under way ends before the machine does.
     signs.cancel.raise();
@@ -208,18 +221,28 @@ pub fn progress(doing: &'static str) -> impl FnMut(Progress) {
 fn standard_input<'a>(
     args: &VmArgs,
     machine: &'a Machine,
-) -> Result<(Option<RawTerminal>, Option<Input<'a>>)> {
+) -> (Option<RawTerminal>, Option<Input<'a>>) {
     let port = match (&args.console, &args.serial) {
         (Destination::Stdio, _) => &machine.console,
         (_, Destination::Stdio) => &machine.serial,
-        _ => return Ok((None, None)),
+        _ => return (None, None),
     };
-    let terminal = RawTerminal::enter().context("cannot put the terminal into raw mode")?;
+    let terminal = match RawTerminal::enter() {
+        Ok(terminal) => terminal,
+        Err(error) => {
+            // The machine may be the only one of its VM by now.
+            eprintln!(
+                "pvtime: the guest gets no input, since the terminal does not go into raw mode: \
+                 {error}"
+            );
+            return (None, None);
+        }
+    };
     if terminal.is_some() {
         eprint!("pvtime: every key goes to the guest; Ctrl-A x stops it\r\n");
     }
     let input = Input::new(port, terminal.is_some());
-    Ok((terminal, Some(input)))
+    (terminal, Some(input))
 }
 
 /// Feeds the guest until something stops it.

@@ -352,3 +352,17 @@ fn a_vmm_that_dies_or_talks_nonsense_is_no_success() {
         commands[4]
     );
 }
+
+#[test]
+fn s18_a_vmm_that_awaits_its_vm_has_none_to_tell_of_a_sleep() {
+    let folder = TempDir::new().unwrap();
+    let socket = folder.path().join("vm.sock");
+    let _server = Server::start(&socket).unwrap();
+    for (command, code) in [("prepare-sleep", 0), ("finish-sleep", 0), ("pause", 1)] {
+        let output = ctl(&socket, &[command]).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{command}");
+        assert_eq!(output.stdout, b"", "{command}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("the VM has not arrived yet"), "{said}");
+    }
+}

@@ -126,12 +126,6 @@ impl Receiver {
         Self::launch(name, &before, &address, host, &[INSECURE])
     }
 
-    /// Where the VMM of this name makes its control socket.
-    #[must_use]
-    pub fn socket(name: &str, host: &Host) -> String {
-        host.file(&format!("{name}-api.sock"))
-    }
-
     fn launch(
         name: &'static str,
         before: &[&str],
@@ -140,7 +134,7 @@ impl Receiver {
         more: &[&str],
     ) -> Result<Self> {
         let file = |suffix: &str| host.file(&format!("{name}-{suffix}"));
-        let (socket, reports) = (Self::socket(name, host), file("reports.log"));
+        let (socket, reports) = (file("api.sock"), file("reports.log"));
         let (console, log) = (file("console.log"), file("vmm.log"));
         let pvtime = host.path_of("pvtime")?;
         let mut argv = before.to_vec();
@@ -186,7 +180,7 @@ impl Receiver {
         Ok(String::from_utf8_lossy(&log).into_owned())
     }
 
-    /// What it does now: a VMM without a guest has no control socket yet, or one that says so.
+    /// What it does now: the control socket of a VMM without a guest says so.
     ///
     /// # Errors
     /// When the host does not answer.

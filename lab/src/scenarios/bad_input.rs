@@ -110,6 +110,15 @@ const ON_A_GOOD_HOST: &[Case] = &[
         says: &["--memory", "plenty"],
     },
     Case {
+        name: "receive_where_its_control_socket_cannot_be",
+        arguments: "receive unix:{absent} --api-socket {Image}",
+        says: &[
+            "cannot make the control socket",
+            "Image",
+            "give --api-socket a path",
+        ],
+    },
+    Case {
         name: "receive_in_the_clear",
         arguments: "receive tcp:0.0.0.0:7001",
         says: &["which is not this machine", "--tls-cert", "--insecure"],

@@ -42,55 +42,39 @@ struct Case {
     spec: fn() -> GuestSpec,
     /// Name of the VMM that is asked.
     receiver: &'static str,
-    obstacle: Obstacle,
+    without_filter: bool,
     /// The whole reason, or what it holds.
     says: &'static [&'static str],
 }
 
-/// What the lab puts in the way, where the hosts alone do not.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Obstacle {
-    None,
-    /// KVM has no SMCCC filter for the VMM.
-    NoFilter,
-    /// Something is where the VMM is to make its control socket.
-    SocketTaken,
-}
-
-const CASES: [Case; 5] = [
+const CASES: [Case; 4] = [
     Case {
         spec: || GuestSpec {
             cpus: 2,
             ..GuestSpec::new("without-lpt")
         },
         receiver: "other-frequency",
-        obstacle: Obstacle::None,
+        without_filter: false,
         says: &["25000000 Hz", "100000000 Hz", "live physical time"],
     },
     Case {
         spec: || plain("without-lpt-el1"),
         receiver: "other-frequency-el1",
-        obstacle: Obstacle::None,
+        without_filter: false,
         says: &["25000000 Hz", "100000000 Hz", "live physical time"],
     },
     Case {
         // The other host has no place for stolen time either, and says so of a guest that has it.
         spec: || bare("with-lpt", 16, "off"),
         receiver: "no-filter",
-        obstacle: Obstacle::NoFilter,
+        without_filter: true,
         says: &["KVM_ARM_VM_SMCCC_FILTER", "no hypercall reaches the VMM"],
     },
     Case {
         spec: || bare("large", 640, "on"),
         receiver: "little-memory",
-        obstacle: Obstacle::None,
+        without_filter: false,
         says: &["the VM has 640 MiB of memory", "MiB available"],
-    },
-    Case {
-        spec: || bare("controlled", 16, "on"),
-        receiver: "socket-taken",
-        obstacle: Obstacle::SocketTaken,
-        says: &["cannot make the control socket", "give --api-socket a path"],
     },
 ];
 
@@ -194,11 +178,6 @@ fn play(stage: &mut Stage) -> Result<()> {
                 checks: last_checks,
             },
             Step {
-                name: "ask for a guest where its control socket cannot be made",
-                act: |scene, stage| ask(scene, stage, &CASES[4]),
-                checks: last_checks,
-            },
-            Step {
                 name: "power the hosts off",
                 act: |scene, _| {
                     let hosts = scene.hosts.drain(..);
@@ -232,11 +211,7 @@ fn ask(scene: &mut Scene, stage: &mut Stage, case: &'static Case) -> Result<()> 
     let mut guest = Guest::start(&spec, host)?;
     guest.await_hello(host)?;
     prepare(&mut guest, &spec, host)?;
-    if case.obstacle == Obstacle::SocketTaken {
-        let path = Receiver::socket(case.receiver, other);
-        other.put_file(&path, 0o600, &[])?;
-    }
-    let receiver = if case.obstacle == Obstacle::NoFilter {
+    let receiver = if case.without_filter {
         Receiver::start_without_filter(case.receiver, other, *end)?
     } else {
         Receiver::start_on(case.receiver, other, *end, &[INSECURE])?

@@ -41,6 +41,9 @@ const BUSY: &str =
 const GONE: &str = "HTTP/1.1 410 Gone\r\nContent-Length: 24\r\n\r\n{\"fault_message\":\"over\"}";
 const BROKEN: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 26\r\n\r\n{\"fault_message\":\"broken\"}";
 
+const WITHOUT_VM: &str =
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 26\r\n\r\n{\"fault_message\":\"no VM!\"}";
+
 const PREPARE: &str = "PUT /time/host-sleep {\"phase\":\"Prepare\"}";
 const FINISH: &str = "PUT /time/host-sleep {\"phase\":\"Finish\"}";
 
@@ -162,6 +165,17 @@ fn s18_a_vm_that_does_something_else_is_asked_again() {
     tell(&socket, SleepPhase::Prepare, LONG).unwrap();
     assert_eq!([vm.hears(), vm.hears(), vm.hears()], [PREPARE; 3]);
     assert!(vm.told.try_recv().is_err(), "it had done it");
+}
+
+#[test]
+fn s18_a_vmm_that_awaits_its_vm_has_none_to_tell() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("vm.sock");
+    let vm = FakeVm::start(&socket, &[WITHOUT_VM, WITHOUT_VM]);
+    for phase in [SleepPhase::Prepare, SleepPhase::Finish] {
+        tell(&socket, phase, LONG).unwrap();
+    }
+    assert_eq!([vm.hears(), vm.hears()], [PREPARE, FINISH]);
 }
 
 #[test]

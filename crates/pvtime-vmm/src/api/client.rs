@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::NO_VM;
 use super::answers::FaultMessage;
 use super::http::{self, Request, Response};
 
@@ -60,6 +61,14 @@ pub enum Error {
         /// What is wrong.
         source: serde_json::Error,
     },
+}
+
+impl Error {
+    /// Whether a VMM answered whose VM has yet to arrive.
+    #[must_use]
+    pub fn is_without_vm(&self) -> bool {
+        matches!(self, Self::Refused { status: NO_VM, .. })
+    }
 }
 
 impl Client {

@@ -254,6 +254,7 @@ fn reason(status: u16) -> &'static str {
         405 => "Method Not Allowed",
         408 => "Request Timeout",
         409 => "Conflict",
+        429 => "Too Many Requests",
         410 => "Gone",
         411 => "Length Required",
         413 => "Content Too Large",

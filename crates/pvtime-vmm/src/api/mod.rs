@@ -134,6 +134,9 @@ pub trait Vm: Send + Sync + 'static {
     fn stop(&self);
 }
 
+/// HTTP's number for what is asked of a VMM whose VM has yet to arrive, and for nothing else.
+const NO_VM: u16 = 503;
+
 /// A refusal or a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -159,6 +162,22 @@ impl Fault {
         Self {
             status: 409,
             message,
+        }
+    }
+
+    /// The most connections are open.
+    fn too_many_connections(most: usize) -> Self {
+        Self {
+            status: 429,
+            message: format!("{most} connections are open; close one, or ask again in a moment"),
+        }
+    }
+
+    /// There is a VMM, and no VM yet.
+    fn no_vm() -> Self {
+        Self {
+            status: NO_VM,
+            message: "the VM has not arrived yet; ask again when it has".into(),
         }
     }
 }

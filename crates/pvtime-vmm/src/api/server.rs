@@ -41,9 +41,6 @@ const FAREWELL: Duration = Duration::from_millis(200);
 /// How long to wait with the next client when the process has no file descriptor left for it.
 const WITHOUT_DESCRIPTORS: Duration = Duration::from_millis(100);
 
-/// What is told to whoever asks before there is a VM.
-const NO_VM: &str = "the VM has not arrived yet; ask again when it has";
-
 /// A control socket. Dropping it ends its threads and removes the socket.
 pub struct Server {
     path: PathBuf,
@@ -205,17 +202,9 @@ fn admit<'scope>(
     if !admitted {
         // It fits into the socket's buffer: nobody is waited for.
         let _ = stream.set_nonblocking(true);
-        let _ = unavailable(format!(
-            "{} connections are open; close one, or ask again in a moment",
-            limits.connections
-        ))
-        .write(&mut &*stream);
+        let fault = Fault::too_many_connections(limits.connections);
+        let _ = Response::fault(&fault).write(&mut &*stream);
     }
-}
-
-fn unavailable(message: String) -> Response {
-    let status = 503;
-    Response::fault(&Fault { status, message })
 }
 
 /// Takes one request and answers it.
@@ -223,7 +212,7 @@ fn converse(stream: &UnixStream, api: &OnceLock<Api>, patience: Duration) -> io:
     let response = match Request::read(&mut Timed::new(stream, patience)) {
         Ok(request) => match api.get() {
             Some(api) => api.answer(&request),
-            None => unavailable(NO_VM.into()),
+            None => Response::fault(&Fault::no_vm()),
         },
         Err(error) => match error.fault() {
             Some(fault) => Response::fault(&fault),

@@ -13,7 +13,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::api::answers::Events;
-use crate::api::client::Client;
+use crate::api::client::{self, Client};
 use crate::api::requests::{Action, ActionType, ChangeState, HostSleep, SleepPhase, WantedState};
 use crate::cli::{CtlArgs, CtlCommand};
 
@@ -74,7 +74,14 @@ fn change_state(client: &Client, state: WantedState, json: bool) -> Result<()> {
 /// Announces a sleep of the host, or its end, and shows what that did.
 fn host_sleep(client: &Client, phase: SleepPhase, json: bool) -> Result<()> {
     let change = HostSleep { phase };
-    let is_event = change_and_show(client, ("PUT", "/time/host-sleep"), &change, json)?;
+    let is_event = match change_and_show(client, ("PUT", "/time/host-sleep"), &change, json) {
+        Err(error) if is_without_vm(&error) => {
+            // The hooks that announce a sleep tell every VMM there is.
+            eprintln!("pvtime: the VM has not arrived yet, and need not be told");
+            return Ok(());
+        }
+        told => told?,
+    };
     if !is_event && !json {
         print(match phase {
             SleepPhase::Prepare => "The VM is paused already.",
@@ -102,6 +109,11 @@ fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{text}")?;
     stdout.flush()
+}
+
+fn is_without_vm(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<client::Error>();
+    error.is_some_and(client::Error::is_without_vm)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -11,9 +11,11 @@ use super::suspending::take_suspends;
 use super::{Blank, Host as Kvm, Machine, MachineConfig, guest_memory, trial};
 use crate::layout::{MAX_VCPUS, RAM};
 use crate::migration::message::{Answer, Host, Offer};
+use crate::state::gic::FreshGic;
 
 impl Blank {
-    /// Makes a machine with memory that is all zero.
+    /// Makes a machine with memory that is all zero. What its interrupt controller holds is read, so
+    /// that a state that comes later is put into it in little time.
     ///
     /// # Errors
     ///
@@ -21,7 +23,9 @@ impl Blank {
     pub fn prepare(config: MachineConfig) -> Result<Self> {
         let host = Kvm::open(&config)?;
         let memory = guest_memory(config.memory_mib)?;
-        Self::new(&host, config, memory)
+        let mut blank = Self::new(&host, config, memory)?;
+        blank.fresh.gic = FreshGic::read(&blank.gic, &blank.affinities)?;
+        Ok(blank)
     }
 
     /// Whether it can become the machine that is offered, as far as KVM tells before anything of

@@ -14,6 +14,7 @@ use crate::snapshot::{self, Contents, Loaded, Progress, Snapshot};
 use crate::state::MachineState;
 use crate::state::devices::DeviceStates;
 use crate::state::gic::GicState;
+use crate::state::profile::CpuProfile;
 use crate::state::vcpu::VcpuState;
 
 impl Machine {
@@ -138,20 +139,22 @@ impl Host {
 }
 
 impl Blank {
-    /// Puts saved states into vCPUs that were just made.
-    pub(super) fn restore_vcpus(&self, states: &[VcpuState]) -> Result<()> {
+    /// Puts saved states into vCPUs that were just made, and says what those are then.
+    pub(super) fn restore_vcpus(&self, states: &[VcpuState]) -> Result<Vec<CpuProfile>> {
         assert_eq!(
             self.vcpus.len(),
             states.len(),
             "a machine made by its facts"
         );
         let vcpus = self.vcpus.iter().zip(&self.fresh.vcpus);
-        for (index, (((vcpu, _), fresh), state)) in vcpus.zip(states).enumerate() {
-            state
-                .restore(vcpu, &self.vcpu_init, fresh)
-                .with_context(|| format!("cannot restore vCPU {index}"))?;
-        }
-        Ok(())
+        let restored = vcpus.zip(states).enumerate();
+        restored
+            .map(|(index, (((vcpu, _), fresh), state))| {
+                state
+                    .restore(vcpu, &self.vcpu_init, Some(fresh))
+                    .with_context(|| format!("cannot restore vCPU {index}"))
+            })
+            .collect()
     }
 }
 

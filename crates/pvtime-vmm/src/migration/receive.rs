@@ -45,7 +45,7 @@ impl Default for Patience {
 
 /// A host that takes VMs.
 pub trait Destination {
-    /// A machine that has memory and nothing else yet.
+    /// A machine without a state, and what goes with it.
     type Blank;
 
     /// Whether it takes such a VM; the offer describes one that there can be.

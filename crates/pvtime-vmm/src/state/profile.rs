@@ -10,7 +10,7 @@ use super::vcpu::VcpuState;
 mod kvm;
 
 /// A vCPU's features and the registers that describe them. None of it changes while it runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuProfile {
     /// The features that it was made with (`kvm_vcpu_init`), less the one that only says whether

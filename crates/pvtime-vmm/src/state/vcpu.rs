@@ -10,7 +10,7 @@ mod kvm;
 #[cfg(target_arch = "aarch64")]
 pub use kvm::{Error, FreshRegisters};
 #[cfg(target_arch = "aarch64")]
-pub(crate) use kvm::{lasting_features, saved_ids, write};
+pub(crate) use kvm::{lasting_features, read, saved_ids, write};
 
 /// A vCPU without its counters, its timers and its part of the interrupt controller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

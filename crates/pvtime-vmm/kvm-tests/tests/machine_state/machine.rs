@@ -59,7 +59,7 @@ pub struct Machine {
     pub vm: VmFd,
     pub init: kvm_vcpu_init,
     pub vcpus: Vec<VcpuFd>,
-    /// Of each vCPU, in order, before the guest's first instruction.
+    /// What each vCPU was taken for when it had not run, in order.
     profiles: Vec<CpuProfile>,
     pub gic: DeviceFd,
     pub memory: GuestMemoryMmap,
@@ -90,7 +90,7 @@ impl Machine {
         let vcpus: Vec<_> = AFFINITIES.map(|index| vcpu(&vm, init, index)).into();
         let gic = gic(&vm, interrupts);
         Self {
-            profiles: profiles(&vcpus, &init, &[]),
+            profiles: profiles(&vcpus, &init),
             vm,
             init,
             vcpus,
@@ -101,10 +101,7 @@ impl Machine {
 
     /// What its vCPUs are now, and what they were taken for when they had not run.
     pub fn profiles(&self) -> [Vec<CpuProfile>; 2] {
-        [
-            profiles(&self.vcpus, &self.init, &[]),
-            self.profiles.clone(),
-        ]
+        [profiles(&self.vcpus, &self.init), self.profiles.clone()]
     }
 
     /// A machine before its guest's first instruction.
@@ -239,35 +236,30 @@ impl Machine {
 
     /// Puts all but memory into a machine that never ran.
     pub fn put(&mut self, vcpus: &[VcpuState], gic: &GicState) {
-        self.profiles = profiles(&self.vcpus, &self.init, vcpus);
-        for (vcpu, state) in self.vcpus.iter().zip(vcpus) {
-            state
-                .restore(vcpu, &self.init, &FreshRegisters::default())
-                .unwrap();
-        }
+        let vcpus = self.vcpus.iter().zip(vcpus);
+        self.profiles = vcpus
+            .map(|(vcpu, state)| state.restore(vcpu, &self.init, None).unwrap())
+            .collect();
         gic.restore(&self.gic, &AFFINITIES, &FreshGic::default())
             .unwrap();
     }
 
     /// The same, of what the machine does not hold already.
     pub fn put_what_differs(&mut self, vcpus: &[VcpuState], gic: &GicState) {
-        self.profiles = profiles(&self.vcpus, &self.init, vcpus);
-        for (vcpu, state) in self.vcpus.iter().zip(vcpus) {
+        let vcpus = self.vcpus.iter().zip(vcpus);
+        let restore = |(vcpu, state): (&VcpuFd, &VcpuState)| {
             let fresh = FreshRegisters::read(vcpu, &self.init).unwrap();
-            state.restore(vcpu, &self.init, &fresh).unwrap();
-        }
+            state.restore(vcpu, &self.init, Some(&fresh)).unwrap()
+        };
+        self.profiles = vcpus.map(restore).collect();
         let fresh = FreshGic::read(&self.gic, &AFFINITIES).unwrap();
         gic.restore(&self.gic, &AFFINITIES, &fresh).unwrap();
     }
 }
 
-/// What vCPUs are that have not run, once these states are in them, if there are any.
-fn profiles(vcpus: &[VcpuFd], init: &kvm_vcpu_init, states: &[VcpuState]) -> Vec<CpuProfile> {
-    let profile = |(index, vcpu)| {
-        let fresh = FreshRegisters::read(vcpu, init).unwrap();
-        fresh.into_profile(states.get(index))
-    };
-    vcpus.iter().enumerate().map(profile).collect()
+fn profiles(vcpus: &[VcpuFd], init: &kvm_vcpu_init) -> Vec<CpuProfile> {
+    let read = |vcpu| CpuProfile::read(vcpu, init).unwrap();
+    vcpus.iter().map(read).collect()
 }
 
 fn vcpu(vm: &VmFd, mut init: kvm_vcpu_init, index: u64) -> VcpuFd {

@@ -19,7 +19,7 @@ use pvtime_vmm::state::MachineState;
 use pvtime_vmm::state::devices::DeviceStates;
 use pvtime_vmm::state::gic::{Error as GicError, FreshGic, GicState};
 use pvtime_vmm::state::register::{Register, RegisterId, Step};
-use pvtime_vmm::state::vcpu::{Error as VcpuError, FreshRegisters, SError, VcpuState};
+use pvtime_vmm::state::vcpu::{Error as VcpuError, SError, VcpuState};
 use tempfile::TempDir;
 use vm_memory::Bytes;
 
@@ -118,10 +118,15 @@ fn what_a_vcpu_is_does_not_change_while_it_runs() {
         assert_ne!(version.value, PSCI_0_2.to_le_bytes());
         version.value = PSCI_0_2.to_le_bytes().into();
     }
-    let mut restored = Machine::restore(&saved);
-    restored.run(&mut Vec::new(), usize::MAX);
-    assert_eq!(restored.register(0, PSCI_VERSION), PSCI_0_2);
-    for machine in [machine, restored] {
+    let mut restored = [(); 2].map(|()| Machine::new());
+    restored[0].put(&saved.vcpus, &saved.gic);
+    restored[1].put_what_differs(&saved.vcpus, &saved.gic);
+    for machine in &mut restored {
+        machine.memory.write_slice(&saved.memory, RAM).unwrap();
+        machine.run(&mut Vec::new(), usize::MAX);
+        assert_eq!(machine.register(0, PSCI_VERSION), PSCI_0_2);
+    }
+    for machine in std::iter::once(machine).chain(restored) {
         let [now, before] = machine.profiles();
         assert!(now.iter().all(|it| it.identity.len() > 10));
         assert_eq!(now, before);
@@ -274,8 +279,8 @@ fn a_state_of_another_cpu_is_refused_by_the_name_of_a_register() {
         foreign.registers[index].value[0] ^= 1;
         let id = foreign.registers[index].id;
         let machine = Machine::new();
-        match foreign.restore(&machine.vcpus[0], &machine.init, &FreshRegisters::default()) {
-            Ok(()) => assert_eq!(
+        match foreign.restore(&machine.vcpus[0], &machine.init, None) {
+            Ok(_) => assert_eq!(
                 machine.register(0, id.0).to_le_bytes(),
                 *foreign.registers[index].value
             ),
@@ -303,7 +308,7 @@ fn a_foreign_register_is_named_with_both_values() {
     midr.unwrap().value = vec![0; 8];
     let machine = Machine::new();
     let error = state
-        .restore(&machine.vcpus[0], &machine.init, &FreshRegisters::default())
+        .restore(&machine.vcpus[0], &machine.init, None)
         .unwrap_err()
         .to_string();
     let here = machine.register(0, MIDR);
@@ -328,7 +333,7 @@ fn a_register_that_the_host_lacks_is_named() {
     });
     let machine = Machine::new();
     let error = state
-        .restore(&machine.vcpus[0], &machine.init, &FreshRegisters::default())
+        .restore(&machine.vcpus[0], &machine.init, None)
         .unwrap_err();
     assert!(
         matches!(error, VcpuError::NoSuchRegister { register } if register == unknown),
@@ -342,7 +347,7 @@ fn a_vcpu_with_other_features_is_refused() {
     state.features[0] ^= 1 << 3;
     let machine = Machine::new();
     let error = state
-        .restore(&machine.vcpus[0], &machine.init, &FreshRegisters::default())
+        .restore(&machine.vcpus[0], &machine.init, None)
         .unwrap_err();
     assert!(matches!(error, VcpuError::Features { .. }), "{error}");
 }

@@ -86,10 +86,13 @@ fn a_server_without_a_vm_says_so_until_it_has_one() {
     let path = folder.path().join("vm.sock");
     let server = Server::start(&path).unwrap();
     let client = Client::new(&path);
-    let error = client.get::<Instance>("/").unwrap_err();
-    assert!(error.to_string().contains(NO_VM), "{error}");
-    let error = pause(&client).unwrap_err();
-    assert!(error.to_string().contains(NO_VM), "{error}");
+    for error in [
+        client.get::<Instance>("/").unwrap_err(),
+        pause(&client).unwrap_err(),
+    ] {
+        assert!(error.is_without_vm(), "{error}");
+        assert!(error.to_string().contains("has not arrived"), "{error}");
+    }
     server.serve(FakeVm::started());
     assert_eq!(client.get::<Instance>("/").unwrap().state, VmState::Running);
 

@@ -157,7 +157,7 @@ impl GicState {
     }
 }
 
-/// What is in an interrupt controller that was just made. Empty where nobody waits for it.
+/// What is in an interrupt controller that was just made; by default nothing is known of it.
 #[derive(Clone, Debug, Default)]
 pub struct FreshGic(Attributes);
 

@@ -80,8 +80,8 @@ pub enum Error {
 }
 
 impl VcpuState {
-    /// Reads the state of a vCPU of this [profile](FreshRegisters::into_profile) that no thread runs. What
-    /// is in the profile is not read again: its VM stands still meanwhile.
+    /// Reads the state of a vCPU of this profile that no thread runs. What is in the profile is not
+    /// read again: its VM stands still meanwhile.
     ///
     /// # Errors
     ///
@@ -103,8 +103,9 @@ impl VcpuState {
         })
     }
 
-    /// Puts the state into a vCPU that was just made, with the same features as the saved one.
-    /// Registers that are as in `fresh`, which was read from it, are left alone.
+    /// Puts the state into a vCPU that was just made, with the same features as the saved one, and
+    /// says what the vCPU is then. Registers that are as in `fresh`, which was read from it, are left
+    /// alone.
     ///
     /// # Errors
     ///
@@ -114,17 +115,23 @@ impl VcpuState {
         &self,
         vcpu: &VcpuFd,
         init: &kvm_vcpu_init,
-        fresh: &FreshRegisters,
-    ) -> Result<(), Error> {
+        fresh: Option<&FreshRegisters>,
+    ) -> Result<CpuProfile, Error> {
         let (saved, here) = (self.features, lasting_features(init));
         if saved != here {
             return Err(Error::Features { saved, here });
         }
+        // What the vCPU is, unless it is told to be something else.
+        let mut profile = fresh.map(|fresh| &fresh.profile);
         for register in &self.registers {
             // However it came in there: a VM's time has another owner.
-            let is_there = fresh.values.get(&register.id) == Some(&register.value);
-            if !is_there && !is_time_register(register.id.0) {
-                write(vcpu, register)?;
+            if is_time_register(register.id.0) || fresh.is_some_and(|fresh| fresh.has(register)) {
+                continue;
+            }
+            write(vcpu, register)?;
+            if register.id.step() != Step::Rest {
+                // KVM hides the registers of what it is told not to have.
+                profile = None;
             }
         }
         let mp_state = kvm_mp_state {
@@ -133,13 +140,16 @@ impl VcpuState {
         vcpu.set_mp_state(mp_state)
             .map_err(other("set", MP_STATE))?;
         vcpu.set_vcpu_events(&events(self.serror))
-            .map_err(other("set", EVENTS))
+            .map_err(other("set", EVENTS))?;
+        profile
+            .cloned()
+            .map_or_else(|| CpuProfile::read(vcpu, init), Ok)
     }
 }
 
 /// What is in the registers of a vCPU that was just made: all that a VM that arrives stands still
-/// for is to write the others. By default nothing is known of them.
-#[derive(Clone, Debug, Default)]
+/// for is to write the others.
+#[derive(Clone, Debug)]
 pub struct FreshRegisters {
     profile: CpuProfile,
     values: HashMap<RegisterId, Vec<u8>>,
@@ -160,23 +170,14 @@ impl FreshRegisters {
         })
     }
 
-    /// What the vCPU is once that state was put into it, if there is one.
+    /// What the vCPU is while no state was put into it.
     #[must_use]
-    pub fn into_profile(self, state: Option<&VcpuState>) -> CpuProfile {
-        let Self {
-            mut profile,
-            values,
-        } = self;
-        let put = state.iter().flat_map(|state| &state.registers);
-        let identity = put.filter(|it| it.id.step() != Step::Rest);
-        for register in identity.filter(|it| values.get(&it.id) != Some(&it.value)) {
-            let known = profile.identity.iter_mut().find(|it| it.id == register.id);
-            // One that KVM takes and does not list is not saved either.
-            if let Some(known) = known {
-                known.clone_from(register);
-            }
-        }
-        profile
+    pub fn profile(&self) -> &CpuProfile {
+        &self.profile
+    }
+
+    fn has(&self, register: &Register) -> bool {
+        self.values.get(&register.id) == Some(&register.value)
     }
 }
 
