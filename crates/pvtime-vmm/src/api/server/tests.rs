@@ -227,6 +227,7 @@ fn too_many_connections_are_told_so() {
         error.to_string(),
         "the VM refuses: 2 connections are open; close one, or ask again in a moment"
     );
+    assert!(!error.is_without_vm(), "there may be one");
     drop(silent);
     let start = Instant::now();
     while setup.client.get::<Instance>("/").is_err() {
