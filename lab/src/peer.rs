@@ -173,10 +173,27 @@ impl PeerGuest {
         loop {
             let said = self.execute(host, "query-migrate", &json!({}))?;
             if let Some(migrated) = judge(&said)? {
+                there.await_running(to)?;
                 return Ok((there, migrated));
             }
             if start.elapsed() > MIGRATION_LIMIT {
                 bail!("QEMU has not moved the guest: {said}");
+            }
+            interrupt::sleep(LOOK_EVERY)?;
+        }
+    }
+
+    /// Waits until the guest runs that was received. What is written to its port before then is lost: the
+    /// port's state is yet to come, up to a second after the source's QEMU says that it is done.
+    fn await_running(&mut self, host: &mut Host) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let said = self.execute(host, "query-status", &json!({}))?;
+            if said["running"] == json!(true) {
+                return Ok(());
+            }
+            if start.elapsed() > MIGRATION_LIMIT {
+                bail!("QEMU has received the guest and does not run it: {said}");
             }
             interrupt::sleep(LOOK_EVERY)?;
         }
