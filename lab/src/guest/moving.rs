@@ -180,7 +180,7 @@ impl Receiver {
         Ok(String::from_utf8_lossy(&log).into_owned())
     }
 
-    /// What it does now: the control socket of a VMM without a guest says so.
+    /// What it does now: a VMM without a guest tells no status.
     ///
     /// # Errors
     /// When the host does not answer.

@@ -94,7 +94,10 @@ fn figures_apart(guest: &mut Guest, host: &mut Host) -> Result<Vec<Figures>> {
     let all = figures_of_each(guest, host)?;
     if !are_apart(&all)? {
         let last = all.last().context("no vCPUs")?;
-        bail!("vCPUs are to have lost different amounts: {:?}", last.after)
+        bail!(
+            "two vCPUs were not apart any more when their figures were taken: {:?}",
+            last.after
+        )
     }
     Ok(all)
 }
